@@ -1,0 +1,105 @@
+"""Calling any model on any batch: inputs as tensor, tuple or dict; outputs down to class logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import ModelError
+
+Inputs: TypeAlias = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
+"""What a model is called on: ``model(x)``, ``model(*xs)`` or ``model(**xs)``."""
+
+Batch: TypeAlias = tuple[Inputs, Tensor | None]
+"""Inputs of B samples, and their labels [B] (int64) or None."""
+
+Batches: TypeAlias = Iterable[Batch]
+"""Batches that can be iterated more than once, in the same order each time."""
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One way of calling a model and of reading its class logits.
+
+    Args:
+        classes: Indices [C] of the logits to compare, where the data covers part of the model's
+            classes; labels count positions in it. None compares all logits.
+        device: Where inputs are moved before the call.
+    """
+
+    classes: Tensor | None = None
+    device: torch.device = torch.device("cpu")
+
+    def __call__(self, model: nn.Module, inputs: Inputs) -> Tensor:
+        """Return the logits [B, C] of one batch.
+
+        Raises:
+            ModelError: If the output holds no two-dimensional logits.
+        """
+        logits = logits_of(call(model, to_device(inputs, self.device)))
+        return logits if self.classes is None else logits[:, self.classes.to(logits.device)]
+
+    def on(self, device: torch.device) -> Forward:
+        """Return the same forward on another device."""
+        return replace(self, device=device)
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """Call ``model`` on inputs of any of the three forms."""
+    if isinstance(inputs, Tensor):
+        return model(inputs)
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs)
+
+
+def logits_of(output: Any) -> Tensor:
+    """Return the class logits [B, C] in a model's output (tensor, tuple, dict or ModelOutput).
+
+    Raises:
+        ModelError: If there are none.
+    """
+    logits = getattr(output, "logits", output)
+    if isinstance(logits, Mapping):
+        logits = logits.get("logits", next(iter(logits.values()), None))
+    if isinstance(logits, (tuple, list)):
+        logits = logits[0]
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        found = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(
+            logits
+        ).__name__
+        raise ModelError(
+            f"The model's output holds no class logits: expected a tensor [batch, classes], found "
+            f"{found}. Wrap the model so that it returns its logits."
+        )
+    return logits
+
+
+def to_device(inputs: Inputs, device: torch.device) -> Inputs:
+    """Return the inputs with every tensor on ``device``."""
+    if isinstance(inputs, Tensor):
+        return inputs.to(device)
+    if isinstance(inputs, Mapping):
+        return {key: value.to(device) for key, value in inputs.items()}
+    return tuple(value.to(device) for value in inputs)
+
+
+def batch_length(inputs: Inputs) -> int:
+    """Return the number of samples in a batch."""
+    if isinstance(inputs, Tensor):
+        return len(inputs)
+    values = inputs.values() if isinstance(inputs, Mapping) else inputs
+    return len(next(iter(values)))
+
+
+def token_mask(inputs: Inputs) -> Tensor | None:
+    """Return the mask [B, T] of real tokens (nonzero) against padding, where inputs carry one."""
+    if isinstance(inputs, Mapping):
+        mask = inputs.get("attention_mask")
+        if mask is not None and mask.ndim == 2:
+            return mask
+    return None

@@ -1,0 +1,152 @@
+"""What every model source gives the rest of the package, and the registry of sources."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch import nn
+
+from compressor.forward import Inputs
+from compressor.registry import Registry
+
+Modality = Literal["image", "text", "tensor"]
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """How an image becomes the model's input tensor [3, H, W]: resize, centre crop, normalize.
+
+    Args:
+        input_size: Channels, height and width of the input.
+        mean: Per-channel mean in [0, 1] units.
+        std: Per-channel standard deviation in [0, 1] units.
+        interpolation: Name of the resampling filter, as timm and PIL call it.
+        crop_pct: Share of the resized image that the centre crop keeps.
+    """
+
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bilinear"
+    crop_pct: float = 1.0
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What a person may say about a model beside its reference.
+
+    Args:
+        checkpoint: Weights lying apart from the architecture.
+        input_size: Channels, height, width; overrides the model's own.
+        mean: Per-channel mean, overriding the model's own.
+        std: Per-channel standard deviation, overriding the model's own.
+        num_classes: Width of the classifier where neither name nor checkpoint tells it.
+        factory: ``path/to/file.py:function`` that builds the module, for saved plain modules.
+        trust_remote_code: Let transformers run code that comes with the checkpoint.
+        device: Where the model runs.
+    """
+
+    checkpoint: Path | None = None
+    input_size: tuple[int, int, int] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    num_classes: int | None = None
+    factory: str | None = None
+    trust_remote_code: bool = False
+    device: torch.device = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to run, with what is needed to feed it and to save it again.
+
+    Args:
+        module: The network, in eval mode, floating-point weights in float32.
+        framework: Name of the source that loaded it.
+        reference: What the user wrote to name it.
+        modality: What the model takes.
+        class_names: Name of each logit, where the checkpoint knows them.
+        num_classes: Number of logits, where it is known.
+        transform: Image preprocessing, for models that take images.
+        tokenizer: The transformers tokenizer, for models that take text.
+        storage_dtypes: Floating-point type that each tensor has in the checkpoint file, by state
+            dict name. Saving rounds to these, so that a half-precision file stays one.
+        heads: Names of the modules that make the logits.
+        carried: Files (tokenizer, preprocessing …) to copy beside the saved weights.
+        bytes_on_disk: Size of the checkpoint's weight files, where there are any.
+        sha256: Hash of the checkpoint's weight files, where there are any.
+        architecture: What rebuilds the module without weights: the keys belong to the source.
+    """
+
+    module: nn.Module
+    framework: str
+    reference: str
+    modality: Modality
+    class_names: tuple[str, ...] | None = None
+    num_classes: int | None = None
+    transform: ImageTransform | None = None
+    tokenizer: object | None = None
+    storage_dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+    heads: tuple[str, ...] = ()
+    carried: tuple[Path, ...] = ()
+    bytes_on_disk: int | None = None
+    sha256: str | None = None
+    architecture: Mapping[str, object] = field(default_factory=dict)
+
+    def example_inputs(self, batch_size: int = 1, length: int = 64) -> Inputs:
+        """Return synthetic inputs of the right form, for counting FLOPs and for probes.
+
+        Args:
+            batch_size: Number of samples.
+            length: Tokens per sample, for models that take text.
+        """
+        raise NotImplementedError
+
+
+class ModelSource(Protocol):
+    """One place checkpoints come from and go back to. A source is one file."""
+
+    name: str
+
+    def recognises(self, reference: str, options: ModelOptions) -> bool:
+        """Return whether this source can load ``reference`` (a cheap look, no weights)."""
+        ...
+
+    def load(self, reference: str, options: ModelOptions) -> LoadedModel:
+        """Load the model with its weights."""
+        ...
+
+    def skeleton(self, reference: str, options: ModelOptions) -> LoadedModel:
+        """Build the model's shapes on the meta device, without reading weights where possible."""
+        ...
+
+    def owns(self, module: nn.Module) -> bool:
+        """Return whether a module built in Python belongs to this source's framework."""
+        ...
+
+    def write_architecture(
+        self, model: LoadedModel, directory: Path, lowrank: Mapping[str, object]
+    ) -> None:
+        """Write config.json (with the low-rank block) and carried files, everything but weights."""
+        ...
+
+    def rebuild(
+        self, directory: Path, config: Mapping[str, object], options: ModelOptions
+    ) -> LoadedModel:
+        """Load a directory that this package saved, factorized layers and all."""
+        ...
+
+
+MODEL_SOURCES: Registry[ModelSource] = Registry(
+    "model source",
+    group="model_sources",
+    modules=(
+        "compressor.models.module",
+        "compressor.models.transformers",
+        "compressor.models.timm",
+    ),
+)
