@@ -1,0 +1,250 @@
+"""The JSON a run prints and saves: one documented schema, with a version.
+
+``REPORT_VERSION`` rises when a key changes its meaning or goes; new keys may appear without.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+REPORT_VERSION = 1
+
+
+class Strict(BaseModel):
+    """Frozen model that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LayerFigures(Strict):
+    """One candidate layer after compression.
+
+    Args:
+        name: Module name.
+        kind: Registered layer kind.
+        shape: Rows (outputs) and columns (inputs) of the layer's matrix.
+        rank: Rank kept; equal to ``full_rank`` where the layer stayed dense.
+        full_rank: min(shape).
+        break_even_rank: Largest rank at which two factors are smaller than the dense matrix.
+        parameters: Weights kept in this layer.
+        nc1_quotient: tr Σ_W / tr Σ_B of the layer's input.
+        nc1: tr(Σ_W Σ_B⁺)/C of the layer's input.
+        cdnv: Class-distance normalized variance of the layer's input.
+        nc1_quotient_output: tr G_W / tr G_B of the layer's output.
+        bound: Largest share of output energy that this rank can lose, from collapse alone.
+        energy_lost: Share of output energy that it did lose.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, int]
+    rank: int
+    full_rank: int
+    break_even_rank: int
+    parameters: int
+    nc1_quotient: float | None
+    nc1: float | None
+    cdnv: float | None
+    nc1_quotient_output: float | None
+    bound: float | None
+    energy_lost: float | None
+
+
+class DenseLayer(Strict):
+    """A layer that is no candidate, and why."""
+
+    name: str
+    reason: str
+
+
+class SplitFigures(Strict):
+    """Size and content hash of one split."""
+
+    samples: int
+    sha256: str
+
+
+class DataFigures(Strict):
+    """The data of a run."""
+
+    reference: str
+    classes: int
+    calibration: SplitFigures
+    selection: SplitFigures
+    test: SplitFigures
+    notes: tuple[str, ...] = ()
+
+
+class ModelFigures(Strict):
+    """A model's quality and cost.
+
+    Args:
+        accuracy: Share of test samples classified correctly, or None without labels.
+        loss: Mean cross entropy on the test samples in nats, or None without labels.
+        parameters: All parameters.
+        layer_parameters: Weights of the layers that can be factorized.
+        bytes: Size of the weight files on disk.
+        flops: Floating-point operations of one sample's forward (a multiply-add counts two).
+        kl_to_dense: Mean KL(dense ‖ compressed) in nats (compressed only).
+        agreement: Share of test samples on which both predict alike (compressed only).
+    """
+
+    accuracy: float | None
+    loss: float | None
+    parameters: int
+    layer_parameters: int
+    bytes: int | None
+    flops: int
+    kl_to_dense: float | None = None
+    agreement: float | None = None
+
+
+class Choice(Strict):
+    """One candidate of a method's selection, judged on held-out data.
+
+    Args:
+        label: What distinguishes it.
+        kl: Mean KL to the dense model on the selection data.
+        accuracy: Accuracy there, or None without labels.
+        guided: Whether NC1 has a part in it.
+        chosen: Whether the plan follows it.
+    """
+
+    label: str
+    kl: float
+    accuracy: float | None
+    guided: bool
+    chosen: bool
+
+
+class Report(Strict):
+    """report.json of one compression."""
+
+    version: int = REPORT_VERSION
+    model: str
+    framework: str
+    model_sha256: str | None
+    method: str
+    budget: tuple[str, ...]
+    seed: int
+    device: str
+    command: str | None
+    created: str
+    versions: dict[str, str]
+    data: DataFigures
+    dense: ModelFigures
+    compressed: ModelFigures
+    layers: tuple[LayerFigures, ...]
+    left_dense: tuple[DenseLayer, ...]
+    selection: tuple[Choice, ...] = ()
+    norm_correction: bool | None = None
+    seconds: dict[str, float]
+    out: str
+    notes: tuple[str, ...] = ()
+
+
+class InspectedLayer(Strict):
+    """One candidate layer as its shapes tell it."""
+
+    name: str
+    kind: str
+    shape: tuple[int, int]
+    parameters: int
+    full_rank: int
+    break_even_rank: int
+    flops: int | None
+
+
+class Inspection(Strict):
+    """What `inspect` prints: layers and costs, without data.
+
+    Args:
+        smallest_layers: Smallest reachable share of the candidate layers' weights.
+        smallest_params: Smallest reachable share of all parameters.
+    """
+
+    model: str
+    framework: str
+    parameters: int
+    layer_parameters: int
+    bytes: int | None
+    flops: int | None
+    input: str | None
+    layers: tuple[InspectedLayer, ...]
+    left_dense: tuple[DenseLayer, ...]
+    smallest_layers: float
+    smallest_params: float
+
+
+class MeasuredLayer(Strict):
+    """Collapse and rank of one candidate layer; ``*_output`` is of its output."""
+
+    name: str
+    kind: str
+    shape: tuple[int, int]
+    full_rank: int
+    break_even_rank: int
+    nc1_quotient: float | None
+    nc1: float | None
+    nc1_kept: int
+    cdnv: float | None
+    tcv: float | None
+    tcv_relative: float | None
+    nearest_mean_mismatch: float | None
+    nc1_quotient_output: float | None
+    nc1_output: float | None
+    cdnv_output: float | None
+    stable_rank: float
+    effective_rank: float
+    numerical_rank: int
+    stable_rank_data: float | None
+    effective_rank_data: float | None
+    numerical_rank_data: int | None
+
+
+class MeasurementReport(Strict):
+    """What `measure` prints."""
+
+    model: str
+    framework: str
+    seed: int
+    data: DataFigures
+    labels: Literal["given", "clusters"]
+    versions: dict[str, str]
+    layers: tuple[MeasuredLayer, ...]
+    left_dense: tuple[DenseLayer, ...]
+    notes: tuple[str, ...] = ()
+    seconds: dict[str, float]
+
+
+class PlanReport(Strict):
+    """What `plan` prints beside the plan it writes."""
+
+    model: str
+    method: str
+    budget: tuple[str, ...]
+    path: str | None
+    layer_share: float
+    parameter_share: float
+    layers: tuple[LayerFigures, ...]
+    left_dense: tuple[DenseLayer, ...]
+    selection: tuple[Choice, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class EvaluationReport(Strict):
+    """What `evaluate` prints."""
+
+    accuracy: float | None
+    loss: float | None
+    samples: int
+    sha256: str
+    model: str
+    framework: str
+    parameters: int
+    bytes: int | None
+    flops: int
+    seconds: float
+    notes: tuple[str, ...] = ()

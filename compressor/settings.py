@@ -1,0 +1,112 @@
+"""Everything a person can choose about a run, validated; the command line and manifests fill it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ModelSettings(BaseModel):
+    """Which model, and what to know beside its name.
+
+    Args:
+        model: transformers directory or hub id, timm architecture or hub id or directory,
+            ``path/to/file.py:factory``, or a directory that this package saved.
+        checkpoint: Weights lying apart (.safetensors, .pt, .pth, .bin).
+        factory: ``path/to/file.py:factory`` that rebuilds a saved plain torch model.
+        input_size: Channels, height, width of the input.
+        mean: Per-channel mean of the input normalization.
+        std: Per-channel standard deviation of the input normalization.
+        num_classes: Width of the classifier where nothing else tells it.
+        trust_remote_code: Let transformers run code that comes with the checkpoint.
+        device: ``auto`` takes CUDA, then MPS, then the CPU.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    checkpoint: Path | None = None
+    factory: str | None = None
+    input_size: tuple[int, int, int] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    num_classes: Annotated[int, Field(ge=1)] | None = None
+    trust_remote_code: bool = False
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+
+
+class DataSettings(BaseModel):
+    """Which data, and how it is read and split.
+
+    Args:
+        data: Class folders, a table or a directory of tables, a saved datasets directory, a hub id.
+        text_column: Column of the text, where the data has several.
+        label_column: Column of the label, where it cannot be told.
+        max_length: Longest sequence in tokens.
+        calibration: Largest number of calibration samples.
+        limit: Largest number of test samples.
+        batch_size: Samples a batch.
+        strict: Refuse unreadable samples instead of skipping them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: str
+    text_column: str | None = None
+    label_column: str | None = None
+    max_length: Annotated[int, Field(ge=1)] | None = None
+    calibration: Annotated[int, Field(ge=1)] = 1024
+    limit: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    strict: bool = False
+
+
+class MethodSettings(BaseModel):
+    """How ranks are chosen and layers factorized.
+
+    Args:
+        method: Name of a registered method.
+        budget: One or several budgets such as ``layers=50%`` or ``params=0.8``.
+        include: Patterns (shell style, on module names) of layers to factorize though they would
+            be left dense by default.
+        exclude: Patterns of layers to leave dense.
+        gradients: Allow backward passes over the calibration data.
+        rank_multiple: Ranks are rounded down to multiples of this.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: str = "nc1"
+    budget: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    gradients: bool = True
+    rank_multiple: Annotated[int, Field(ge=1)] = 1
+
+
+class CompressSettings(BaseModel):
+    """A whole run of ``compress``.
+
+    Args:
+        model: Which model.
+        data: Which data.
+        method: How ranks are chosen.
+        out: Directory to write.
+        plan: A plan.json to replay instead of choosing ranks.
+        overwrite: Replace ``out`` if it exists.
+        seed: Seed of every draw.
+        command: The command line as typed, for the report.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: ModelSettings
+    data: DataSettings
+    method: MethodSettings = MethodSettings()
+    out: Path
+    plan: Path | None = None
+    overwrite: bool = False
+    seed: int = 0
+    command: str | None = None
