@@ -1,0 +1,66 @@
+"""``sklearn:digits``: the handwritten digits that ship with scikit-learn, for the demo and examples.
+
+1,797 grey images of 8×8 pixels in ten classes. The split is fixed, whatever the seed of a run: the
+bundled model was trained on these training images, so the test images must stay the ones it never
+saw.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from compressor.data.labelled import DATA_SOURCES, DataOptions, RawSplit
+
+REFERENCE = "sklearn:digits"
+TEST_SAMPLES = 600
+SPLIT_SEED = 0
+
+
+class _Images(torch.utils.data.Dataset[object]):
+    """Images as encoded files in memory, as the image transform expects them."""
+
+    def __init__(self, files: list[bytes]) -> None:
+        self._files = files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> bytes:
+        return self._files[index]
+
+
+@DATA_SOURCES.register("digits")
+class DigitsSource:
+    """Reads scikit-learn's digits: 1,197 training and 600 test images, stratified by class."""
+
+    name = "digits"
+
+    def recognises(self, reference: str) -> bool:
+        """Return whether ``reference`` is ``sklearn:digits``."""
+        return reference == REFERENCE
+
+    def read(self, reference: str, options: DataOptions) -> dict[str, RawSplit]:
+        """Return the fixed training and test splits; the options do not change them."""
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
+        del reference, options
+        images, labels = load_digits(return_X_y=True)  # [1797, 64] in 0…16, [1797]
+        train, test = train_test_split(
+            range(len(labels)), test_size=TEST_SAMPLES, random_state=SPLIT_SEED, stratify=labels
+        )
+        return {
+            name: RawSplit(
+                samples=_Images([_portable_graymap(images[index]) for index in indices]),
+                labels=tuple(int(labels[index]) for index in indices),
+            )
+            for name, indices in (("train", train), ("test", test))
+        }
+
+
+def _portable_graymap(pixels: object) -> bytes:
+    """Encode 64 pixels in 0…16 as an 8×8 PGM: uncompressed, so its hash is the same everywhere."""
+    import numpy as np
+
+    grey = np.round(np.asarray(pixels, dtype=np.float64) * (255 / 16)).astype(np.uint8)
+    return b"P5 8 8 255\n" + grey.tobytes()
