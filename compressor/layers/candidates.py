@@ -1,0 +1,310 @@
+"""Finding the layers that can be factorized, and saying of every other one why it stays dense."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import UsageError, did_you_mean
+from compressor.forward import Inputs, batch_length, call, logits_of
+from compressor.layers.kinds import LAYER_KINDS, LayerKind, kind_of
+from compressor.layers.lowrank import LOW_RANK_TYPES
+from compressor.layers.surgery import BuildSpec, culprits, install, structural_copy
+
+SMALLEST_SIDE = 16
+"""A layer with fewer rows or columns than this is left dense by default."""
+
+POOLER = re.compile(r"(^|\.)pooler(\.|$)")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A layer that can be factorized.
+
+    Args:
+        name: Module name.
+        kind: Name of its layer kind.
+        shape: (m, n) of its matrix.
+        has_bias: Whether it has a bias.
+        group: Name of the first layer called on the same rows; its statistics serve this one too.
+        positions: Rows per sample that its output has (tokens or positions), as the probe saw.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, int]
+    has_bias: bool
+    group: str
+    positions: float
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the dense layer, m·n."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def full_rank(self) -> int:
+        """min(m, n)."""
+        return min(self.shape)
+
+    @property
+    def break_even_rank(self) -> int:
+        """Largest rank at which r·(m + n) < m·n."""
+        return (self.parameters - 1) // sum(self.shape)
+
+    def cost(self, rank: int) -> int:
+        """Return the weights kept at ``rank``; above break-even the layer stays dense."""
+        return rank * sum(self.shape) if rank <= self.break_even_rank else self.parameters
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """All candidates of a model in forward order, and the reasons of the layers left dense.
+
+    Args:
+        layers: Candidates by module name, in the order of their first call.
+        left_dense: Reason by module name.
+        parameters: All parameters of the model.
+    """
+
+    layers: dict[str, Candidate]
+    left_dense: dict[str, str]
+    parameters: int
+
+    @property
+    def layer_parameters(self) -> int:
+        """Weights of all candidates, dense."""
+        return sum(layer.parameters for layer in self.layers.values())
+
+    def groups(self) -> dict[str, list[Candidate]]:
+        """Return the candidates by the group whose input rows they share."""
+        groups: dict[str, list[Candidate]] = defaultdict(list)
+        for layer in self.layers.values():
+            groups[layer.group].append(layer)
+        return dict(groups)
+
+
+def find_candidates(
+    model: nn.Module,
+    probe: Inputs,
+    *,
+    heads: Sequence[str] = (),
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> Candidates:
+    """Find every layer of ``model`` that can be factorized.
+
+    A layer is left dense by default if it makes the logits, is a pooler, shares its weight, is
+    tiny, or is of a type without a useful rank; and always if its forward is never called or the
+    model does not run with it factorized, because its parent reads the weight directly.
+
+    Args:
+        model: The dense model, in eval mode; meta tensors will do where its forward runs on them.
+        probe: Inputs of at least two samples, for two forwards.
+        heads: Names of modules that make the logits, as far as the model's source knows them.
+        include: Shell-style patterns of layers to take though they would be left by default.
+        exclude: Shell-style patterns of layers to leave dense.
+
+    Raises:
+        UsageError: If a pattern matches no layer.
+    """
+    modules = {
+        name: (module, kind) for name, module in model.named_modules() if (kind := kind_of(module))
+    }
+    _require_matches((*include, *exclude), list(modules))
+    seen = _watch(model, modules, probe)
+    shared = _shared_weights(model)
+    layers: dict[str, Candidate] = {}
+    left: dict[str, str] = {
+        name: "already factorized"
+        for name, module in model.named_modules()
+        if isinstance(module, LOW_RANK_TYPES)
+    }
+    inside = tuple(f"{name}." for name in left)
+    modules = {name: entry for name, entry in modules.items() if not name.startswith(inside)}
+    for name, (module, kind) in modules.items():
+        reason = kind.refusal(module) or _unreached(seen.calls.get(name))
+        if reason is None and _matches(name, exclude):
+            reason = "excluded"
+        if reason is None and not _matches(name, include):
+            reason = _default_reason(name, module, kind, seen, heads, shared)
+        if reason is not None:
+            left[name] = reason
+            continue
+        call_seen = seen.calls[name]
+        layers[name] = Candidate(
+            name=name,
+            kind=kind.name,
+            shape=kind.shape(module),
+            has_bias=getattr(module, "bias", None) is not None,
+            group=seen.groups[name],
+            positions=call_seen.rows / seen.samples,
+        )
+    for name in _rejected_by_parents(model, probe, layers):
+        left[name] = "its parent reads the weight directly"
+        del layers[name]
+    layers = _in_call_order(_regroup(layers, seen), seen)
+    order = {name: index for index, name in enumerate(modules)}
+    left = dict(sorted(left.items(), key=lambda item: order.get(item[0], -1)))
+    return Candidates(layers, left, sum(p.numel() for p in model.parameters()))
+
+
+@dataclass
+class _Call:
+    """What the probe saw of one module's calls."""
+
+    rows: int = 0
+    unaligned: bool = False
+
+
+@dataclass
+class _Seen:
+    """What the probe forward saw."""
+
+    samples: int
+    calls: dict[str, _Call] = field(default_factory=dict)
+    groups: dict[str, str] = field(default_factory=dict)
+    makes_logits: set[str] = field(default_factory=set)
+
+
+def _watch(
+    model: nn.Module, modules: dict[str, tuple[nn.Module, LayerKind]], probe: Inputs
+) -> _Seen:
+    """Run one forward, noting which modules are called, on which tensors, with how many rows."""
+    seen = _Seen(samples=batch_length(probe))
+    inputs: dict[tuple[int, Hashable], str] = {}
+    outputs: list[tuple[str, Tensor]] = []
+    alive: list[Tensor] = []  # an id stays unique only as long as its tensor lives
+
+    def hook(name: str, kind: LayerKind) -> Any:
+        def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            entry = seen.calls.setdefault(name, _Call())
+            if not args or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
+                entry.unaligned = True
+                return
+            rows = kind.rows(module, args[0], seen.samples)
+            if rows is None:
+                entry.unaligned = True
+                return
+            alive.append(args[0])
+            entry.rows += kind.all_output_rows(module, output, seen.samples).shape[1] * seen.samples
+            key = (id(args[0]), kind.sharing(module))
+            seen.groups.setdefault(name, inputs.setdefault(key, name))
+            outputs.append((name, output))
+
+        return note
+
+    handles = [
+        module.register_forward_hook(hook(name, kind)) for name, (module, kind) in modules.items()
+    ]
+    try:
+        with torch.no_grad():
+            logits = logits_of(call(model, probe))
+    finally:
+        for handle in handles:
+            handle.remove()
+    seen.makes_logits = {name for name, output in outputs if output is logits}
+    return seen
+
+
+def _unreached(call_seen: _Call | None) -> str | None:
+    if call_seen is None:
+        return "its forward is never called: the parent reads the weight directly, or skips it"
+    if call_seen.unaligned:
+        return "its input rows do not belong to samples"
+    return None
+
+
+def _default_reason(
+    name: str,
+    module: nn.Module,
+    kind: LayerKind,
+    seen: _Seen,
+    heads: Sequence[str],
+    shared: dict[int, int],
+) -> str | None:
+    """Return why a layer is left dense unless --include names it, or None."""
+    if name in seen.makes_logits or any(
+        name == head or name.startswith(f"{head}.") for head in heads
+    ):
+        return "classifier head"
+    if POOLER.search(name):
+        return "pooler"
+    if any(shared[id(p)] > 1 for p in module.parameters(recurse=False)):
+        return "its weight is shared with another module"
+    rows, columns = kind.shape(module)
+    if min(rows, columns) < SMALLEST_SIDE:
+        return f"tiny ({rows}×{columns})"
+    return None
+
+
+def _shared_weights(model: nn.Module) -> dict[int, int]:
+    """Count under how many names each parameter stands, modules under two names included."""
+    return Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+
+
+def _rejected_by_parents(
+    model: nn.Module, probe: Inputs, layers: dict[str, Candidate]
+) -> list[str]:
+    """Return the candidates without which the model runs factorized: a forward at rank 1."""
+    rejected: list[str] = []
+    while True:
+        specs = {
+            name: BuildSpec(layer.kind, 1, layer.has_bias)
+            for name, layer in layers.items()
+            if name not in rejected
+        }
+        trial = structural_copy(model)
+        install(trial, specs)
+        try:
+            with torch.no_grad():
+                call(trial, probe)
+        except Exception as error:  # noqa: BLE001  # any error at all means this layer must stay
+            found = culprits(trial, error, specs)
+            if not found:
+                raise
+            rejected += found
+        else:
+            return rejected
+
+
+def _regroup(layers: dict[str, Candidate], seen: _Seen) -> dict[str, Candidate]:
+    """Let each group be led by its first remaining candidate."""
+    leaders: dict[str, str] = {}
+    for name in seen.calls:
+        if name in layers:
+            leaders.setdefault(layers[name].group, name)
+    return {
+        name: Candidate(
+            name, layer.kind, layer.shape, layer.has_bias, leaders[layer.group], layer.positions
+        )
+        for name, layer in layers.items()
+    }
+
+
+def _in_call_order(layers: dict[str, Candidate], seen: _Seen) -> dict[str, Candidate]:
+    return {name: layers[name] for name in seen.calls if name in layers}
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _require_matches(patterns: Sequence[str], names: list[str]) -> None:
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise UsageError(
+                f"The pattern {pattern!r} matches no layer.{did_you_mean(pattern, names)}"
+            )
+
+
+def kinds_by_name() -> dict[str, LayerKind]:
+    """Return all registered layer kinds by name."""
+    return dict(LAYER_KINDS.items())

@@ -1,0 +1,96 @@
+"""What can be factorized: the interface of a layer kind, and the registry of kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from compressor.registry import Registry
+
+
+class LayerKind(Protocol):
+    """How one type of module is seen as a matrix W [m, n] acting on rows z [n]. One file each.
+
+    Every method takes the module itself; a kind has no state.
+    """
+
+    name: str
+
+    def matches(self, module: nn.Module) -> bool:
+        """Return whether ``module`` is of this kind and still dense."""
+        ...
+
+    def refusal(self, module: nn.Module) -> str | None:
+        """Return why this module of the kind cannot be factorized, or None."""
+        ...
+
+    def shape(self, module: nn.Module) -> tuple[int, int]:
+        """Return (m, n)."""
+        ...
+
+    def matrix(self, module: nn.Module) -> Tensor:
+        """Return the weights as the matrix W [m, n] (a view or a copy)."""
+        ...
+
+    def rows(self, module: nn.Module, inputs: Tensor, samples: int) -> Tensor | None:
+        """Return what W acts on, [samples, P, n], or None if rows do not belong to samples.
+
+        Args:
+            module: The layer.
+            inputs: The layer's input as its forward gets it.
+            samples: Number of samples B in the batch.
+        """
+        ...
+
+    def output_rows(self, module: nn.Module, outputs: Tensor, samples: int) -> Tensor:
+        """Return the outputs, or their gradients, as [samples, P, m], at the positions of `rows`."""
+        ...
+
+    def all_output_rows(self, module: nn.Module, outputs: Tensor, samples: int) -> Tensor:
+        """Return the outputs, or their gradients, as [samples, P', m], at every position."""
+        ...
+
+    def sharing(self, module: nn.Module) -> Hashable:
+        """Return a key: two layers called on one tensor see the same rows if their keys agree."""
+        ...
+
+    def build(self, module: nn.Module, rank: int, *, bias: bool) -> nn.Module:
+        """Return the low-rank module that replaces ``module``, not filled yet."""
+        ...
+
+    def fill(self, lowrank: nn.Module, up: Tensor, down: Tensor, bias: Tensor | None) -> None:
+        """Write the factors up [m, r], down [r, n] and the bias [m] into a built module."""
+        ...
+
+    def factors(self, lowrank: nn.Module) -> tuple[Tensor, Tensor]:
+        """Return the factors (up [m, r], down [r, n]) of a filled module."""
+        ...
+
+
+LAYER_KINDS: Registry[LayerKind] = Registry(
+    "layer kind",
+    group="layer_kinds",
+    modules=(
+        "compressor.layers.linear",
+        "compressor.layers.conv2d",
+        "compressor.layers.conv1d",
+    ),
+)
+
+
+def kind_of(module: nn.Module) -> LayerKind | None:
+    """Return the kind that ``module`` belongs to, or None."""
+    return next((kind for _, kind in LAYER_KINDS.items() if kind.matches(module)), None)
+
+
+def sample_rows(tensor: Tensor, samples: int) -> Tensor | None:
+    """Return [L, ..., n] as [samples, P, n], or None where L is no multiple of ``samples``.
+
+    A leading dimension that is a multiple holds several parts of each sample, the samples
+    outermost (windows of a Swin transformer).
+    """
+    if tensor.ndim < 2 or tensor.shape[0] % samples:
+        return None
+    return tensor.reshape(samples, -1, tensor.shape[-1])

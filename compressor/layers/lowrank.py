@@ -1,0 +1,90 @@
+"""The modules that a factorized layer becomes: plain torch, two thin products instead of one.
+
+The factor that makes the output keeps the dense layer's parameter name (``weight``) with another
+shape, and the other factor is the submodule ``down``. A checkpoint loaded without this package
+therefore fails on a size mismatch instead of starting from random weights.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class LowRankLinear(nn.Linear):
+    """``y = weight · (down · x) + bias``.
+
+    Args:
+        in_features: Width n of the input.
+        out_features: Width m of the output.
+        rank: Width r between the factors; ``weight`` is [m, r], ``down.weight`` is [r, n].
+        bias: Whether there is a bias [m].
+        device: Where the parameters lie.
+        dtype: Their type.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        *,
+        bias: bool = True,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(rank, out_features, bias=bias, device=device, dtype=dtype)
+        self.down = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
+        self.in_features = in_features
+        self.rank = rank
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map [..., n] to [..., m]."""
+        return functional.linear(self.down(input), self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        """Return the sizes for ``repr``."""
+        return f"{super().extra_repr()}, rank={self.rank}"
+
+
+class LowRankConv2d(nn.Conv2d):
+    """A k×k convolution to r channels, then a 1×1 convolution to the output channels.
+
+    Stride, padding and dilation stay with the first, the bias with the second (channel form;
+    Zhang et al., arXiv 1505.06798). ``weight`` is [m, r, 1, 1], ``down.weight`` [r, c, kh, kw].
+
+    Args:
+        dense: The convolution that this one replaces; only its geometry is read.
+        rank: Channels r between the two.
+        bias: Whether there is a bias [m].
+    """
+
+    def __init__(self, dense: nn.Conv2d, rank: int, *, bias: bool) -> None:
+        device, dtype = dense.weight.device, dense.weight.dtype
+        super().__init__(rank, dense.out_channels, 1, bias=bias, device=device, dtype=dtype)
+        self.down = nn.Conv2d(
+            dense.in_channels,
+            rank,
+            dense.kernel_size,  # type: ignore[arg-type]  # torch types it tuple[int, ...]
+            stride=dense.stride,  # type: ignore[arg-type]
+            padding=dense.padding,  # type: ignore[arg-type]
+            dilation=dense.dilation,  # type: ignore[arg-type]
+            padding_mode=dense.padding_mode,
+            bias=False,
+            device=device,
+            dtype=dtype,
+        )
+        self.in_channels = dense.in_channels
+        self.rank = rank
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map [B, c, H, W] to [B, m, H', W']."""
+        return functional.conv2d(self.down(input), self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        """Return the sizes for ``repr``."""
+        return f"{super().extra_repr()}, rank={self.rank}"
+
+
+LOW_RANK_TYPES = (LowRankLinear, LowRankConv2d)

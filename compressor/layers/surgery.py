@@ -1,0 +1,117 @@
+"""Replacing layers of a model: copies that share weights, swaps, and finding what breaks them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple, Protocol
+
+from torch import nn
+
+from compressor.errors import LayerError, did_you_mean
+from compressor.layers.kinds import LAYER_KINDS
+
+
+class LayerSpec(Protocol):
+    """What is needed to build a low-rank layer."""
+
+    @property
+    def kind(self) -> str:
+        """Name of the layer kind."""
+        ...
+
+    @property
+    def rank(self) -> int:
+        """Rank of the factors."""
+        ...
+
+    @property
+    def bias(self) -> bool:
+        """Whether the factorized layer has a bias."""
+        ...
+
+
+class BuildSpec(NamedTuple):
+    """A `LayerSpec` made in memory."""
+
+    kind: str
+    rank: int
+    bias: bool
+
+
+def structural_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of the module tree whose parameters and buffers are the original's own.
+
+    Layers of the copy can be swapped without touching ``model`` and without a second set of
+    weights in memory. Writing into a tensor of the copy writes into the original: replace instead.
+    """
+    memo: dict[int, object] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        memo[id(tensor)] = tensor
+    return copy.deepcopy(model, memo)
+
+
+def replace_module(model: nn.Module, name: str, replacement: nn.Module) -> None:
+    """Put ``replacement`` where the module called ``name`` stands."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, replacement)
+
+
+def install(model: nn.Module, specs: Mapping[str, LayerSpec]) -> None:
+    """Replace the named dense layers by unfilled low-rank ones, in place.
+
+    Args:
+        model: A model whose named layers are dense; on the meta device it stays there.
+        specs: Kind, rank and bias by module name.
+
+    Raises:
+        LayerError: If a name is missing, or a rank does not fit the layer's shape.
+    """
+    modules = dict(model.named_modules())
+    for name, spec in specs.items():
+        if name not in modules:
+            raise LayerError(name, f"the model has no such layer.{did_you_mean(name, modules)}")
+        module, kind = modules[name], LAYER_KINDS.get(spec.kind)
+        if not kind.matches(module):
+            raise LayerError(
+                name, f"expected a dense layer of kind {spec.kind}, found {type(module).__name__}"
+            )
+        full = min(kind.shape(module))
+        if not 1 <= spec.rank <= full:
+            raise LayerError(name, f"rank {spec.rank} is not between 1 and {full}")
+        lowrank = kind.build(module, spec.rank, bias=spec.bias)
+        replace_module(model, name, lowrank.train(module.training))
+
+
+install_skeletons = install
+
+
+def culprits(model: nn.Module, error: BaseException, names: Iterable[str]) -> list[str]:
+    """Return which of the swapped layers a failed forward points at.
+
+    The traceback is walked from its innermost frame outwards until the ``self`` of a frame is a
+    module with swapped layers below it: the innermost such module is the one that could not use
+    them.
+
+    Args:
+        model: The model whose forward failed.
+        error: What it raised.
+        names: Swapped layers.
+    """
+    frames = []
+    traceback = error.__traceback__
+    while traceback is not None:
+        frames.append(traceback.tb_frame)
+        traceback = traceback.tb_next
+    where = {id(module): name for name, module in model.named_modules()}
+    swapped = list(names)
+    for frame in reversed(frames):
+        owner = where.get(id(frame.f_locals.get("self")))
+        if owner is None or owner in swapped:
+            continue
+        prefix = f"{owner}." if owner else ""
+        below = [name for name in swapped if name.startswith(prefix)]
+        direct = [name for name in below if "." not in name.removeprefix(prefix)]
+        if direct or below:
+            return direct or below
+    return []
