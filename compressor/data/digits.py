@@ -1,4 +1,4 @@
-"""``sklearn:digits``: the handwritten digits that ship with scikit-learn, for the demo and examples.
+"""``sklearn:digits``: the handwritten digits of scikit-learn, for the demo and the examples.
 
 1,797 grey images of 8×8 pixels in ten classes. The split is fixed, whatever the seed of a run: the
 bundled model was trained on these training images, so the test images must stay the ones it never
@@ -7,16 +7,15 @@ saw.
 
 from __future__ import annotations
 
-import torch
-
-from compressor.data.labelled import DATA_SOURCES, DataOptions, RawSplit
+from compressor.data.labelled import DATA_SOURCES, RawSplit
+from compressor.settings import DataSettings
 
 REFERENCE = "sklearn:digits"
 TEST_SAMPLES = 600
 SPLIT_SEED = 0
 
 
-class _Images(torch.utils.data.Dataset[object]):
+class _Images:
     """Images as encoded files in memory, as the image transform expects them."""
 
     def __init__(self, files: list[bytes]) -> None:
@@ -29,7 +28,6 @@ class _Images(torch.utils.data.Dataset[object]):
         return self._files[index]
 
 
-@DATA_SOURCES.register("digits")
 class DigitsSource:
     """Reads scikit-learn's digits: 1,197 training and 600 test images, stratified by class."""
 
@@ -39,7 +37,7 @@ class DigitsSource:
         """Return whether ``reference`` is ``sklearn:digits``."""
         return reference == REFERENCE
 
-    def read(self, reference: str, options: DataOptions) -> dict[str, RawSplit]:
+    def read(self, reference: str, options: DataSettings) -> dict[str, RawSplit]:
         """Return the fixed training and test splits; the options do not change them."""
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
@@ -64,3 +62,6 @@ def _portable_graymap(pixels: object) -> bytes:
 
     grey = np.round(np.asarray(pixels, dtype=np.float64) * (255 / 16)).astype(np.uint8)
     return b"P5 8 8 255\n" + grey.tobytes()
+
+
+DATA_SOURCES.register("digits")(DigitsSource())

@@ -1,0 +1,124 @@
+"""The `compressor` program: its subcommands, and how errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any
+
+import typer
+
+from compressor.cli.compress import compress
+from compressor.cli.demo import demo
+from compressor.cli.evaluate import evaluate
+from compressor.cli.flatten import add_command, examples_text
+from compressor.cli.inspect import inspect
+from compressor.cli.measure import measure
+from compressor.cli.plan import plan
+from compressor.errors import CompressorError
+
+INTERRUPTED = 130
+ISSUES = "Please report it with the command and the output of COMPRESSOR_DEBUG=1."
+
+app = typer.Typer(
+    name="compressor",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=examples_text(("compressor demo", "compressor compress --help")),
+)
+for command in (compress, inspect, measure, plan, evaluate, demo):
+    add_command(app, command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            number = version("compressor")
+        except PackageNotFoundError:
+            number = "(not installed: run from its source)"
+        typer.echo(f"compressor {number}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and stop."
+        ),
+    ] = False,
+) -> None:
+    """Make pretrained models smaller by low-rank factors, guided by neural collapse."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program and return its exit code.
+
+    Args:
+        arguments: Words after the program's name; those of this process if None.
+
+    Returns:
+        0 when all went well, 1 after a failure, 2 when the call itself is wrong, 3 when a budget
+        cannot be met, 130 after an interrupt.
+    """
+    debug = os.environ.get("COMPRESSOR_DEBUG") == "1"
+    try:
+        code = app(
+            args=None if arguments is None else list(arguments),
+            prog_name="compressor",
+            standalone_mode=False,
+        )
+    except CompressorError as error:
+        return _fail(str(error), code=error.exit_code, debug=debug)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        return _fail(f"{error.strerror or error}{where}", code=1, debug=debug)
+    except Exception as error:
+        if _is_call_error(error):
+            return _fail_call(error)
+        message = " ".join(str(error).split()) or "no message"
+        return _fail(f"unexpected {type(error).__name__}: {message} {ISSUES}", code=1, debug=debug)
+    if code == INTERRUPTED:
+        return _fail("interrupted", code=INTERRUPTED, debug=False)
+    return code if isinstance(code, int) else 0
+
+
+def _is_call_error(error: Exception) -> bool:
+    """Return whether the words of the command line could not be read.
+
+    typer's base of these errors has moved between its releases (click's own, then a private
+    copy), so they are told by what they have in common.
+    """
+    return hasattr(error, "format_message") and hasattr(error, "exit_code")
+
+
+def _fail_call(error: Any) -> int:
+    """Print what was wrong with the call, with the nearest option where one was mistyped."""
+    context = getattr(error, "ctx", None)
+    message = error.format_message().rstrip()
+    if not message or type(error).__name__ == "NoArgsIsHelpError":
+        return int(error.exit_code)
+    wrong = getattr(error, "option_name", None)
+    if type(error).__name__ == "NoSuchOption" and context is not None:
+        known = [name for parameter in context.command.params for name in parameter.opts]
+        nearest = difflib.get_close_matches(wrong, known, n=1, cutoff=0.4)
+        message = f"No such option {wrong}." + (f" Did you mean {nearest[0]}?" if nearest else "")
+    elif context is not None:
+        message = f"{message.rstrip('.')}. See: {context.command_path} --help"
+    return _fail(message, code=int(error.exit_code), debug=False)
+
+
+def _fail(message: str, *, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"error: {message}", file=sys.stderr)  # noqa: T201
+    return code

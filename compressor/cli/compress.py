@@ -1,0 +1,70 @@
+"""`compressor compress`: from a checkpoint and data to a smaller checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from compressor.cli.options import Overwrite, RunSettings
+from compressor.cli.run import run, typed_command
+from compressor.errors import UsageError
+from compressor.progress import Progress
+from compressor.report.terminal import view_report
+from compressor.schema import Report
+from compressor.settings import CompressSettings, DataSettings, MethodSettings, ModelSettings
+
+
+def compress(
+    *,
+    model: ModelSettings,
+    data: DataSettings,
+    method: MethodSettings,
+    out: Annotated[
+        Path,
+        typer.Option(help="Directory to write.", rich_help_panel="Run", show_default=False),
+    ],
+    settings: RunSettings,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            help="Replay the ranks of this plan.json instead of choosing them.",
+            rich_help_panel="Method",
+        ),
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make a checkpoint smaller: measure, plan, factorize, evaluate, save, report.
+
+    Examples:
+    compressor compress models/bert --data docs.csv --budget layers=60% --out small
+    compressor compress resnet50 --data photos --budget params=80% --out small
+    compressor compress net.py:build --data photos --budget layers=0.7 --out small
+    compressor compress models/bert --data docs.csv --plan plan.json --out small
+    """
+    if plan is None and not method.budget:
+        raise UsageError(
+            "Nothing says how small. Give --budget (--budget layers=50%, say) or --plan FILE."
+        )
+    if plan is not None and method.budget:
+        raise UsageError("--plan already holds the ranks: leave out --budget, or leave out --plan.")
+
+    def work(progress: Progress) -> Report:
+        from compressor.pipeline import compress_model
+
+        return compress_model(
+            CompressSettings(
+                model=model,
+                data=data,
+                method=method,
+                out=out,
+                plan=plan,
+                overwrite=overwrite,
+                seed=settings.seed,
+                command=typed_command(),
+            ),
+            progress=progress,
+        )
+
+    run(work, settings, view=view_report)

@@ -1,0 +1,249 @@
+"""Every option of every command, declared once, and how its words become settings.
+
+A group stands for one settings class: `compressor.cli.flatten` spreads the fields of a command's
+settings over the command line, and joins them again when the command runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from pydantic import BaseModel, ConfigDict
+
+from compressor.settings import DataSettings, MethodSettings, ModelSettings
+
+PANELS = ("Model", "Data", "Method", "Run")
+"""Order of the groups of options in the help of every command."""
+
+
+def _option(panel: str, *names: str, **details: Any) -> Any:
+    return typer.Option(*names, rich_help_panel=panel, **details)
+
+
+def parse_input_size(text: str | None) -> tuple[int, int, int] | None:
+    """Read ``3,128,128``, or ``128`` for a colour image of that height and width.
+
+    Raises:
+        BadParameter: If it is neither.
+    """
+    if text is None:
+        return None
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    if len(sizes) == 1:
+        sizes = (3, *sizes, *sizes)
+    if len(sizes) != 3 or min(sizes) < 1:
+        raise typer.BadParameter(
+            f"expected channels,height,width such as 3,128,128, or one size such as 128, "
+            f"found {text!r}",
+            param_hint="'--input-size'",
+        )
+    return sizes[0], sizes[1], sizes[2]
+
+
+def _numbers(option: str) -> Callable[[str | None], tuple[float, ...] | None]:
+    def parse(text: str | None) -> tuple[float, ...] | None:
+        if text is None:
+            return None
+        try:
+            return tuple(float(part) for part in text.split(","))
+        except ValueError:
+            raise typer.BadParameter(
+                f"expected one number a channel such as 0.485,0.456,0.406, found {text!r}",
+                param_hint=f"'{option}'",
+            ) from None
+
+    return parse
+
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A transformers directory or hub id, a timm architecture, hub id or directory, "
+        "path/to/file.py:factory, or a directory that compressor saved.",
+        show_default=False,
+    ),
+]
+Checkpoint = Annotated[
+    Path | None,
+    _option("Model", help="Weights lying apart: .safetensors, .pt, .pth or .bin."),
+]
+Factory = Annotated[
+    str | None,
+    _option("Model", help="path/to/file.py:factory that rebuilds a saved plain torch model."),
+]
+InputSize = Annotated[
+    str | None,
+    _option("Model", metavar="C,H,W", help="Size of the input; one number is a square image."),
+]
+Mean = Annotated[
+    str | None, _option("Model", metavar="A,B,C", help="Mean of each channel, in 0…1.")
+]
+Std = Annotated[
+    str | None,
+    _option("Model", metavar="A,B,C", help="Standard deviation of each channel, in 0…1."),
+]
+NumClasses = Annotated[
+    int | None, _option("Model", min=1, help="Classes, where nothing else tells their number.")
+]
+TrustRemoteCode = Annotated[
+    bool,
+    _option("Model", "--trust-remote-code", help="Run Python code that comes with the checkpoint."),
+]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"],
+    _option("Run", help="Where to compute; auto takes CUDA, then MPS, then the CPU."),
+]
+
+Data = Annotated[
+    str,
+    _option(
+        "Data",
+        help="Class folders of images; CSV, TSV, JSONL or Parquet; a saved datasets directory; "
+        "a hub id; sklearn:digits.",
+        show_default=False,
+    ),
+]
+TextColumn = Annotated[str | None, _option("Data", help="Column of the text.")]
+LabelColumn = Annotated[str | None, _option("Data", help="Column of the label.")]
+MaxLength = Annotated[
+    int | None, _option("Data", min=1, help="Tokens a text is cut to; the model's own otherwise.")
+]
+Calibration = Annotated[
+    int, _option("Data", min=1, help="Samples to calibrate on, at most, from the training part.")
+]
+Limit = Annotated[
+    int | None, _option("Data", min=1, help="Samples to evaluate on, at most; all otherwise.")
+]
+BatchSize = Annotated[int | None, _option("Run", min=1, help="Samples a batch.")]
+Strict = Annotated[
+    bool, _option("Data", "--strict", help="Refuse unreadable samples instead of skipping them.")
+]
+
+Method = Annotated[str, _option("Method", help="How ranks are chosen: nc1, whitened, svd, …")]
+Budget = Annotated[
+    list[str] | None,
+    _option(
+        "Method",
+        metavar="KIND=SHARE",
+        help="What to keep: layers=50% of the factorizable layers' parameters, or params=80% of "
+        "all. Can be repeated.",
+    ),
+]
+Include = Annotated[
+    list[str] | None,
+    _option(
+        "Method",
+        metavar="PATTERN",
+        help="Factorize these layers too, though left dense by default. Can be repeated.",
+    ),
+]
+Exclude = Annotated[
+    list[str] | None,
+    _option("Method", metavar="PATTERN", help="Leave these layers dense. Can be repeated."),
+]
+Gradients = Annotated[
+    bool,
+    _option(
+        "Method",
+        "--gradients/--no-gradients",
+        help="Allow backward passes over the calibration data.",
+    ),
+]
+RankMultiple = Annotated[
+    int, _option("Method", min=1, help="Round ranks down to a multiple: 8 on a CPU, 16 on a GPU.")
+]
+
+Json = Annotated[bool, _option("Run", "--json", help="Print JSON and nothing else on stdout.")]
+Seed = Annotated[int, _option("Run", min=0, help="Seed of every draw.")]
+Quiet = Annotated[bool, _option("Run", "--quiet", "-q", help="Show no progress and no notes.")]
+Overwrite = Annotated[
+    bool, _option("Run", "--overwrite", help="Replace what lies where the output goes.")
+]
+
+
+class RunSettings(BaseModel):
+    """How a command talks, and the seed it draws from.
+
+    Args:
+        as_json: Print JSON and nothing else on stdout.
+        seed: Seed of every draw.
+        quiet: Show no progress and no notes.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    as_json: bool = False
+    seed: int = 0
+    quiet: bool = False
+
+
+@dataclass(frozen=True)
+class Group:
+    """The options that make up one settings class.
+
+    Args:
+        options: Annotated type of each field, in the order of the help.
+        parse: What turns an option's words into the field's value, where typer does not.
+    """
+
+    options: Mapping[str, Any]
+    parse: Mapping[str, Callable[[Any], Any]]
+
+
+def _as_tuple(values: list[str] | None) -> tuple[str, ...]:
+    return tuple(values or ())
+
+
+GROUPS: Mapping[type[BaseModel], Group] = {
+    ModelSettings: Group(
+        options={
+            "model": Model,
+            "checkpoint": Checkpoint,
+            "factory": Factory,
+            "input_size": InputSize,
+            "mean": Mean,
+            "std": Std,
+            "num_classes": NumClasses,
+            "trust_remote_code": TrustRemoteCode,
+            "device": Device,
+        },
+        parse={
+            "input_size": parse_input_size,
+            "mean": _numbers("--mean"),
+            "std": _numbers("--std"),
+        },
+    ),
+    DataSettings: Group(
+        options={
+            "data": Data,
+            "text_column": TextColumn,
+            "label_column": LabelColumn,
+            "max_length": MaxLength,
+            "calibration": Calibration,
+            "limit": Limit,
+            "batch_size": BatchSize,
+            "strict": Strict,
+        },
+        parse={},
+    ),
+    MethodSettings: Group(
+        options={
+            "method": Method,
+            "budget": Budget,
+            "include": Include,
+            "exclude": Exclude,
+            "gradients": Gradients,
+            "rank_multiple": RankMultiple,
+        },
+        parse={"budget": _as_tuple, "include": _as_tuple, "exclude": _as_tuple},
+    ),
+    RunSettings: Group(options={"as_json": Json, "seed": Seed, "quiet": Quiet}, parse={}),
+}

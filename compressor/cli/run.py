@@ -1,0 +1,83 @@
+"""What every command does around its work: keep stdout for results, show progress, print."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import TypeVar
+
+from pydantic import BaseModel
+from rich.console import Console, RenderableType
+
+from compressor.cli.options import RunSettings
+from compressor.cli.progress import TerminalProgress
+from compressor.progress import SILENT, Progress
+
+Result = TypeVar("Result", bound=BaseModel)
+
+_LIBRARIES = ("timm", "transformers", "datasets", "huggingface_hub", "torch", "PIL", "accelerate")
+_LIBRARY_SETTINGS = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DATASETS_VERBOSITY": "error",
+    "HF_HUB_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def run(
+    work: Callable[[Progress], Result],
+    settings: RunSettings,
+    *,
+    view: Callable[[Result], RenderableType],
+) -> None:
+    """Do ``work`` and print what it returns: a view for people, or JSON.
+
+    Args:
+        work: Called with the progress to report to.
+        settings: How the command talks.
+        view: Turns the result into what a terminal shows.
+    """
+    with _libraries_quiet(), redirect_stdout(sys.stderr):
+        if settings.quiet:
+            result = work(SILENT)
+        else:
+            with TerminalProgress() as progress:
+                result = work(progress)
+    if settings.as_json:
+        sys.stdout.write(result.model_dump_json(indent=2) + "\n")
+    else:
+        Console(highlight=False).print(view(result))
+
+
+def typed_command() -> str:
+    """Return the command line of this process as a shell would take it, for the report."""
+    return shlex.join(["compressor", *sys.argv[1:]])
+
+
+@contextmanager
+def _libraries_quiet() -> Iterator[None]:
+    """Silence the chatter of libraries, keep this package's own warnings, one line each."""
+    if os.environ.get("COMPRESSOR_DEBUG") == "1":
+        yield
+        return
+    for name, value in _LIBRARY_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    for name in _LIBRARIES:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", module=r"compressor\.")
+        warnings.showwarning = _show_warning
+        yield
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    sys.stderr.write(f"warning: {message}\n")

@@ -1,0 +1,281 @@
+"""Results as rich tables that fit 80 columns; colour only where the console is a terminal."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from compressor.report.figures import count, duration, figure, percent, shorten, size
+from compressor.report.verdict import guidance, summary, verdict
+from compressor.schema import (
+    Choice,
+    DataFigures,
+    DenseLayer,
+    EvaluationReport,
+    Inspection,
+    LayerFigures,
+    MeasurementReport,
+    ModelFigures,
+    PlanReport,
+    Report,
+)
+
+NAME_WIDTH = 27
+STYLES = {"good": "green", "fair": "yellow", "bad": "red"}
+
+
+def view_report(report: Report) -> RenderableType:
+    """Return what `compress` and `demo` show."""
+    grade, sentence = verdict(report)
+    guided = guidance(report)
+    return Group(
+        Text(summary(report), style="bold"),
+        Text(sentence, style=STYLES[grade]),
+        _ranks(report.layers),
+        _before_and_after(report.dense, report.compressed),
+        *_data(report.data),
+        *([Text(guided)] if guided else []),
+        *_left_dense(report.left_dense),
+        *_notes(report.notes),
+        _line("time", duration(sum(report.seconds.values()))),
+        _line("checkpoint", report.out),
+        _line("report", f"{report.out}/report.json"),
+    )
+
+
+def view_plan(plan: PlanReport) -> RenderableType:
+    """Return what `plan` shows."""
+    return Group(
+        Text(
+            f"The plan keeps {percent(plan.layer_share)} of the layers' parameters, "
+            f"{percent(plan.parameter_share)} of all.",
+            style="bold",
+        ),
+        _ranks(plan.layers),
+        *([_choices(plan.selection)] if plan.selection else []),
+        *_left_dense(plan.left_dense),
+        *_notes(plan.notes),
+        *([_line("plan", plan.path)] if plan.path else []),
+    )
+
+
+def view_inspection(inspection: Inspection, limit: int | None = None) -> RenderableType:
+    """Return what `inspect` shows.
+
+    Args:
+        inspection: What was found.
+        limit: Layers to list at most; all if None.
+    """
+    share = inspection.layer_parameters / max(inspection.parameters, 1)
+    table = _table(("layer", "<"), ("kind", "<"), "shape", "params", "break-even", "FLOPs")
+    for layer in inspection.layers[:limit]:
+        table.add_row(
+            *_cells(
+                shorten(layer.name, NAME_WIDTH),
+                layer.kind,
+                _shape(layer.shape),
+                count(layer.parameters),
+                f"{layer.break_even_rank}/{layer.full_rank}",
+                count(layer.flops),
+            )
+        )
+    hidden = len(inspection.layers) - len(inspection.layers[:limit])
+    return Group(
+        Text(
+            f"{len(inspection.layers)} layers can be factorized: "
+            f"{count(inspection.layer_parameters)} of {count(inspection.parameters)} parameters "
+            f"({percent(share)}).",
+            style="bold",
+        ),
+        Text(
+            f"Smallest budgets: layers={_floor(inspection.smallest_layers)}, "
+            f"params={_floor(inspection.smallest_params)}."
+        ),
+        table,
+        *([Text(f"and {hidden} more layers (--limit)")] if hidden else []),
+        *_left_dense(inspection.left_dense),
+        _line("model", f"{inspection.model} ({inspection.framework})"),
+        _line("input", inspection.input or "unknown"),
+        _line(
+            "cost", f"{count(inspection.flops)} FLOPs a sample, {size(inspection.bytes)} on disk"
+        ),
+    )
+
+
+def view_measurement(measurement: MeasurementReport) -> RenderableType:
+    """Return what `measure` shows."""
+    table = _table(
+        ("layer", "<"), "NC1 in", "NC1 out", "CDNV in", "NC4", "eff. rank", "of data", "full"
+    )
+    for layer in measurement.layers:
+        table.add_row(
+            *_cells(
+                shorten(layer.name, NAME_WIDTH),
+                figure(layer.nc1_quotient),
+                figure(layer.nc1_quotient_output),
+                figure(layer.cdnv),
+                percent(layer.nearest_mean_mismatch, 0),
+                f"{layer.effective_rank:.0f}",
+                "–" if layer.effective_rank_data is None else f"{layer.effective_rank_data:.0f}",
+                str(layer.full_rank),
+            )
+        )
+    quotients = [
+        layer.nc1_quotient for layer in measurement.layers if layer.nc1_quotient is not None
+    ]
+    span = f", NC1 from {figure(max(quotients))} to {figure(min(quotients))}" if quotients else ""
+    labels = "the given labels" if measurement.labels == "given" else "k-means clusters, not labels"
+    return Group(
+        Text(f"{len(measurement.layers)} layers measured{span} (by {labels}).", style="bold"),
+        table,
+        Text(
+            "NC1: tr Σ_W / tr Σ_B, small where classes have collapsed. NC4: samples whose nearest "
+            "class mean is another class than the model's. Effective rank: of the weight, and of "
+            "the weight on its data.",
+            style="dim",
+        ),
+        *_data(measurement.data),
+        *_left_dense(measurement.left_dense),
+        *_notes(measurement.notes),
+        _line("time", duration(sum(measurement.seconds.values()))),
+    )
+
+
+def view_evaluation(evaluation: EvaluationReport) -> RenderableType:
+    """Return what `evaluate` shows."""
+    found = (
+        f"Accuracy {percent(evaluation.accuracy, 2)}"
+        if evaluation.accuracy is not None
+        else "No labels, no accuracy"
+    )
+    loss = "" if evaluation.loss is None else f", loss {evaluation.loss:.4f} nats"
+    return Group(
+        Text(f"{found}{loss} on {evaluation.samples:,} test samples.", style="bold"),
+        *_notes(evaluation.notes),
+        _line("model", f"{evaluation.model} ({evaluation.framework})"),
+        _line(
+            "cost",
+            f"{count(evaluation.parameters)} parameters, {size(evaluation.bytes)} on disk, "
+            f"{count(evaluation.flops)} FLOPs a sample",
+        ),
+        _line("test data", f"sha256 {evaluation.sha256[:16]}…"),
+        _line("time", duration(evaluation.seconds)),
+    )
+
+
+def _ranks(layers: Sequence[LayerFigures]) -> RenderableType:
+    table = _table(("layer", "<"), "shape", "rank", "kept", "NC1", "lost", "bound")
+    for layer in layers:
+        dense = layer.rank >= layer.full_rank
+        table.add_row(
+            *_cells(
+                shorten(layer.name, NAME_WIDTH),
+                _shape(layer.shape),
+                "dense" if dense else f"{layer.rank}/{layer.full_rank}",
+                percent(layer.parameters / max(layer.shape[0] * layer.shape[1], 1), 0),
+                figure(layer.nc1_quotient),
+                "–" if dense else percent(layer.energy_lost),
+                "–" if dense else percent(layer.bound),
+            )
+        )
+    legend = (
+        "NC1: tr Σ_W / tr Σ_B of the layer's input. Lost: share of its output's energy; bound: the "
+        "most that collapse lets this rank lose."
+    )
+    return Group(table, Text(legend, style="dim"))
+
+
+def _before_and_after(dense: ModelFigures, small: ModelFigures) -> RenderableType:
+    table = _table(("", "<"), "dense", "compressed", "share")
+    rows = (
+        ("parameters", count, dense.parameters, small.parameters),
+        ("  in these layers", count, dense.layer_parameters, small.layer_parameters),
+        ("bytes on disk", size, dense.bytes, small.bytes),
+        ("FLOPs a sample", count, dense.flops, small.flops),
+    )
+    table.add_row(*_cells("accuracy", percent(dense.accuracy, 2), percent(small.accuracy, 2), ""))
+    for label, show, before, after in rows:
+        share = percent(after / before) if before and after is not None else ""
+        table.add_row(*_cells(label, show(before), show(after), share))
+    table.add_row(*_cells("same prediction", "", percent(small.agreement, 2), ""))
+    kl = "–" if small.kl_to_dense is None else f"{small.kl_to_dense:.4f} nats"
+    table.add_row(*_cells("KL to dense", "", kl, ""))
+    return table
+
+
+def _choices(choices: Iterable[Choice]) -> RenderableType:
+    table = _table(("choice", "<"), "KL", "accuracy", "NC1", "")
+    for choice in choices:
+        table.add_row(
+            *_cells(
+                shorten(choice.label, 44),
+                f"{choice.kl:.4f}",
+                percent(choice.accuracy),
+                "guided" if choice.guided else "",
+                "chosen" if choice.chosen else "",
+            )
+        )
+    return table
+
+
+def _data(data: DataFigures) -> list[RenderableType]:
+    samples = (
+        f"{data.calibration.samples:,} calibration, {data.selection.samples:,} selection, "
+        f"{data.test.samples:,} test samples in {data.classes} classes"
+    )
+    return [_line("data", f"{data.reference}: {samples}"), *_notes(data.notes)]
+
+
+def _left_dense(layers: Iterable[DenseLayer]) -> list[RenderableType]:
+    names: dict[str, list[str]] = defaultdict(list)
+    for layer in layers:
+        names[layer.reason].append(layer.name)
+    return [_line("left dense", f"{reason}: {_few(members)}") for reason, members in names.items()]
+
+
+def _few(names: Sequence[str], shown: int = 2) -> str:
+    listed = ", ".join(shorten(name, 40) for name in names[:shown])
+    return listed + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
+def _notes(notes: Iterable[str]) -> list[RenderableType]:
+    return [_line("note", note) for note in notes]
+
+
+def _line(label: str, value: str) -> RenderableType:
+    """Return a labelled line whose continuation lines stand under the value."""
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(width=11, no_wrap=True, style="dim")
+    grid.add_column(overflow="fold")
+    grid.add_row(Text(label), Text(value))
+    return grid
+
+
+def _table(*columns: str | tuple[str, str]) -> Table:
+    """Return an empty table; columns are right-aligned unless given as (title, "<")."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
+    for column in columns:
+        title = column if isinstance(column, str) else column[0]
+        table.add_column(
+            title, justify="right" if isinstance(column, str) else "left", no_wrap=True
+        )
+    return table
+
+
+def _cells(*values: str) -> list[Text]:
+    """Return cells whose text is shown as it is, without reading markup in it."""
+    return [Text(value) for value in values]
+
+
+def _shape(shape: tuple[int, int]) -> str:
+    return f"{shape[0]}×{shape[1]}"
+
+
+def _floor(share: float) -> str:
+    """Return the smallest percentage that is not below a share, to a tenth."""
+    return f"{-(-share * 1000 // 1) / 10:.1f}%"

@@ -1,0 +1,81 @@
+"""What a compression did, and whether that is good, in one sentence (pure)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from compressor.report.figures import percent, points, size
+from compressor.schema import Report
+
+Grade = Literal["good", "fair", "bad"]
+
+SMALL_LOSS = 0.01
+LARGE_LOSS = 0.03
+
+
+def summary(report: Report) -> str:
+    """Return shares, accuracy and size before and after as one line of prose."""
+    dense, small = report.dense, report.compressed
+    parts = [
+        f"{percent(_share(small.layer_parameters, dense.layer_parameters))} of the layers' "
+        f"parameters kept"
+    ]
+    if dense.accuracy is not None and small.accuracy is not None:
+        parts.append(
+            f"accuracy {100 * dense.accuracy:.1f} → {100 * small.accuracy:.1f} % "
+            f"({points(small.accuracy - dense.accuracy)} points)"
+        )
+    elif small.agreement is not None:
+        parts.append(f"{percent(small.agreement)} of the predictions unchanged")
+    if dense.bytes is not None and small.bytes is not None:
+        parts.append(f"checkpoint {size(dense.bytes)} → {size(small.bytes)}")
+    return ", ".join(parts) + "."
+
+
+def verdict(report: Report) -> tuple[Grade, str]:
+    """Return a grade of the loss in accuracy, and the sentence that says it.
+
+    Both models see the same test samples, so only those on which they disagree can change the
+    accuracy: its difference has a standard error of at most sqrt(share of them / samples), as in
+    McNemar's test. A loss within twice that cannot be told from chance.
+    """
+    dense, small = report.dense.accuracy, report.compressed.accuracy
+    samples = report.data.test.samples
+    if dense is None or small is None or samples == 0:
+        return "fair", "Without labels nothing says how accurate it is; compare the predictions."
+    loss = dense - small
+    disagreement = 1 - (report.compressed.agreement or 0.0)
+    noise = 2 * math.sqrt(max(disagreement, 0.0) / samples)
+    if loss <= 0:
+        return "good", "Good: no accuracy was lost."
+    if loss <= noise and loss <= LARGE_LOSS:
+        return "good", (
+            f"Good: with {samples:,} test samples that loss is within chance "
+            f"(±{100 * noise:.1f} points)."
+        )
+    if loss <= SMALL_LOSS:
+        return "good", "Good: less than a point of accuracy was lost."
+    if loss <= LARGE_LOSS:
+        return "fair", "Fair: a real but moderate loss; keep more if it matters."
+    return "bad", "Bad: a heavy loss. Keep more, or give more calibration samples."
+
+
+def guidance(report: Report) -> str | None:
+    """Return what NC1 guidance gained over the best unguided choice, on the selection data."""
+    guided = [choice.kl for choice in report.selection if choice.guided]
+    unguided = [choice.kl for choice in report.selection if not choice.guided]
+    if not guided or not unguided:
+        return None
+    chosen = next((choice for choice in report.selection if choice.chosen), None)
+    name = f" Chosen: {chosen.label}." if chosen else ""
+    best, plain = min(guided), min(unguided)
+    relation = "gained" if best < plain else "did not gain"
+    return (
+        f"NC1 guidance {relation} on the selection data: KL {best:.4f} guided, "
+        f"{plain:.4f} unguided.{name}"
+    )
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
