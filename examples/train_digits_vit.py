@@ -1,6 +1,6 @@
 """Train the small vision transformer that `compressor demo` compresses.
 
-    python examples/train_digits_vit.py --out compressor/demo/digits_vit
+python examples/train_digits_vit.py --out compressor/demo/digits_vit
 
 A timm ViT (6 blocks, width 192, 17 tokens, 2.7 M parameters) learns scikit-learn's digits from the
 1,197 training images of ``sklearn:digits``; the 600 test images are looked at once, after the last
@@ -24,7 +24,7 @@ from torch.nn import functional
 from torchvision.transforms import v2
 
 from compressor.data.digits import DigitsSource
-from compressor.data.labelled import DataOptions
+from compressor.settings import DataSettings
 
 ARCHITECTURE = "vit_tiny_patch16_224"
 MODEL_ARGS = {"img_size": 32, "patch_size": 8, "embed_dim": 192, "depth": 6, "num_heads": 3}
@@ -33,7 +33,7 @@ MEAN = STD = (0.5, 0.5, 0.5)
 
 def load_split(name: str) -> tuple[Tensor, Tensor]:
     """Return the images [N, 3, 32, 32], normalized, and labels [N] of one split."""
-    split = DigitsSource().read("sklearn:digits", DataOptions())[name]
+    split = DigitsSource().read("sklearn:digits", DataSettings(data="sklearn:digits"))[name]
     prepare = v2.Compose(
         [
             v2.Resize((32, 32), interpolation=v2.InterpolationMode.BILINEAR),

@@ -1,8 +1,8 @@
-"""Train the CNN of plain_cnn.py on scikit-learn's digits; half a minute on two cores.
+r"""Train the CNN of plain_cnn.py on scikit-learn's digits; half a minute on two cores.
 
-    python examples/train_plain_cnn.py --out plain_cnn.pt
-    compressor compress examples/plain_cnn.py:build --checkpoint plain_cnn.pt \\
-        --data sklearn:digits --budget layers=60% --out plain-cnn-60
+python examples/train_plain_cnn.py --out plain_cnn.pt
+compressor compress examples/plain_cnn.py:build --checkpoint plain_cnn.pt \
+    --data sklearn:digits --budget layers=60% --out plain-cnn-60
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch.nn import functional
 from torchvision.transforms import v2
 
 from compressor.data.digits import DigitsSource
-from compressor.data.labelled import DataOptions
 from compressor.models.source import ImageTransform
+from compressor.settings import DataSettings
 
 
 def load_split(name: str, transform: ImageTransform) -> tuple[Tensor, Tensor]:
     """Return the normalized images [N, 3, H, W] and labels [N] of one split."""
-    split = DigitsSource().read("sklearn:digits", DataOptions())[name]
+    split = DigitsSource().read("sklearn:digits", DataSettings(data="sklearn:digits"))[name]
     prepare = v2.Compose(
         [
             v2.Resize(transform.input_size[1:], interpolation=v2.InterpolationMode.BILINEAR),

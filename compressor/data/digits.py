@@ -7,25 +7,19 @@ saw.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
 from compressor.data.labelled import DATA_SOURCES, RawSplit
 from compressor.settings import DataSettings
+
+if TYPE_CHECKING:
+    import numpy as np
 
 REFERENCE = "sklearn:digits"
 TEST_SAMPLES = 600
 SPLIT_SEED = 0
-
-
-class _Images:
-    """Images as encoded files in memory, as the image transform expects them."""
-
-    def __init__(self, files: list[bytes]) -> None:
-        self._files = files
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> bytes:
-        return self._files[index]
+NAMES = tuple(str(digit) for digit in range(10))
 
 
 class DigitsSource:
@@ -37,7 +31,7 @@ class DigitsSource:
         """Return whether ``reference`` is ``sklearn:digits``."""
         return reference == REFERENCE
 
-    def read(self, reference: str, options: DataSettings) -> dict[str, RawSplit]:
+    def read(self, reference: str, options: DataSettings) -> Mapping[str, RawSplit]:
         """Return the fixed training and test splits; the options do not change them."""
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
@@ -49,19 +43,18 @@ class DigitsSource:
         )
         return {
             name: RawSplit(
-                samples=_Images([_portable_graymap(images[index]) for index in indices]),
+                samples=tuple(_portable_graymap(images[index]) for index in indices),
                 labels=tuple(int(labels[index]) for index in indices),
+                names=NAMES,
             )
             for name, indices in (("train", train), ("test", test))
         }
 
 
-def _portable_graymap(pixels: object) -> bytes:
+def _portable_graymap(pixels: np.ndarray) -> bytes:
     """Encode 64 pixels in 0…16 as an 8×8 PGM: uncompressed, so its hash is the same everywhere."""
-    import numpy as np
-
-    grey = np.round(np.asarray(pixels, dtype=np.float64) * (255 / 16)).astype(np.uint8)
+    grey = (pixels * (255 / 16)).round().astype("uint8")
     return b"P5 8 8 255\n" + grey.tobytes()
 
 
-DATA_SOURCES.register("digits")(DigitsSource())
+DATA_SOURCES.register(DigitsSource.name)(DigitsSource())
