@@ -1,23 +1,25 @@
-"""The three disjoint splits that a run works on."""
+"""The three disjoint splits that a run works on, and what a data source gives to make them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from compressor.forward import Batch
 from compressor.registry import Registry
+from compressor.settings import DataSettings
 
 
 class Split(Protocol):
     """Samples of one split; iterating yields batches, in the same order each time."""
 
-    batch_size: int
+    @property
+    def batch_size(self) -> int:
+        """Return the largest number of samples in a batch."""
+        ...
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -29,38 +31,16 @@ class Split(Protocol):
 
     @property
     def labels(self) -> Tensor | None:
-        """Labels [N] (int64) of all samples, as positions in `LabelledData.class_names`."""
+        """Labels [N] (int64) of all samples, as positions in `LabelledData.class_names`.
+
+        They come in the order in which iterating yields the samples.
+        """
         ...
 
     @property
     def sha256(self) -> str:
-        """Hash of the samples' raw contents and labels, in order."""
+        """Hash of the samples' raw contents and labels, in the order of the data."""
         ...
-
-
-@dataclass(frozen=True)
-class DataOptions:
-    """What a person may say about data beside its reference.
-
-    Args:
-        text_column: Column of the text, where the data has several.
-        label_column: Column of the label, where it cannot be told.
-        max_length: Longest sequence in tokens; longer texts are cut.
-        calibration: Largest number of calibration samples.
-        limit: Largest number of test samples; None takes all.
-        batch_size: Samples a batch; None lets the modality decide.
-        seed: Seed of every draw.
-        strict: Refuse unreadable samples instead of skipping them with a warning.
-    """
-
-    text_column: str | None = None
-    label_column: str | None = None
-    max_length: int | None = None
-    calibration: int = 1024
-    limit: int | None = None
-    batch_size: int | None = None
-    seed: int = 0
-    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,30 +67,54 @@ class LabelledData:
     notes: tuple[str, ...] = ()
 
 
+class Samples(Protocol):
+    """Raw samples that are read one by one, where they lie."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        ...
+
+    def __getitem__(self, index: int, /) -> object:
+        """Return a text (str), or an image as the path or the bytes of its file."""
+        ...
+
+
 @dataclass(frozen=True)
 class RawSplit:
     """Samples of one split as a source reads them, before any model is involved.
 
     Args:
-        samples: Indexable raw samples: a path or bytes of an image, or a text.
+        samples: Raw samples: texts, or images as paths or bytes of files.
         labels: Raw label of each sample (name or number), or None where there are none.
+        names: All class names in the data's own order, where the form of the data fixes one
+            (class folders, a ClassLabel column).
     """
 
-    samples: torch.utils.data.Dataset[object]
+    samples: Samples
     labels: tuple[str | int, ...] | None
+    names: tuple[str, ...] | None = None
 
 
 class DataSource(Protocol):
     """One form in which labelled data lies on disk or on the hub. A source is one file."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Return the name it is registered under."""
+        ...
 
     def recognises(self, reference: str) -> bool:
         """Return whether this source can read ``reference`` (a cheap look)."""
         ...
 
-    def read(self, reference: str, options: DataOptions) -> dict[str, RawSplit]:
-        """Return the splits that the data has by itself: train, validation, test (any of them)."""
+    def read(self, reference: str, options: DataSettings) -> Mapping[str, RawSplit]:
+        """Return the splits that the data has by itself: train, validation, test (any of them).
+
+        Data that is not split comes as the one split ``all``.
+
+        Raises:
+            DataError: If it cannot be read; the message names file and column.
+        """
         ...
 
 
@@ -118,9 +122,11 @@ DATA_SOURCES: Registry[DataSource] = Registry(
     "data source",
     group="data_sources",
     modules=(
+        "compressor.data.digits",
         "compressor.data.saved",
         "compressor.data.tables",
         "compressor.data.images",
         "compressor.data.hub",
     ),
 )
+"""Asked in this order, and the first that recognises the reference reads it."""

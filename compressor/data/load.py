@@ -1,0 +1,202 @@
+"""From what a person wrote to three splits that a model can be run on."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from compressor.data.labelled import DATA_SOURCES, DataSource, LabelledData, RawSplit
+from compressor.data.labels import ClassMap, map_labels
+from compressor.data.pictures import ImageReader
+from compressor.data.reading import Drawn, Reader
+from compressor.data.splits import Draws, draw_splits
+from compressor.data.texts import TextReader
+from compressor.errors import DataError
+from compressor.models.imagenet import imagenet_synsets
+from compressor.models.source import LoadedModel
+from compressor.progress import SILENT, Progress
+from compressor.settings import DataSettings
+
+
+def load_data(
+    settings: DataSettings, model: LoadedModel, *, seed: int, progress: Progress = SILENT
+) -> LabelledData:
+    """Read, split and map labelled data to a model's classes.
+
+    Every note of the result is also given to ``progress.note``. Data without labels is loaded too
+    (its splits have ``labels`` None): measuring works without, evaluating does not.
+
+    Args:
+        settings: Which data, and how it is read and split.
+        model: The model whose tokenizer or transform, and whose classes, the data is for.
+        seed: Seed of every draw.
+        progress: Told what is being read.
+
+    Raises:
+        DataError: If there is no such data, it cannot be read, its labels do not map to the
+            model's classes, or it is of another modality than the model.
+    """
+    raw = find_source(settings.data).read(settings.data, settings)
+    raw, notes = _with_labels_where_needed(raw)
+    _check_modality(raw, model, settings.data)
+    reader = _reader(settings, model)
+    classes = _classes(raw, model)
+    draws = draw_splits(
+        {name: _drawable(split, classes) for name, split in raw.items()},
+        calibration=settings.calibration,
+        limit=settings.limit,
+        seed=seed,
+    )
+    notes += [*(classes.notes if classes else ()), *draws.notes]
+    return _read_all(
+        settings,
+        model,
+        reader,
+        raw=raw,
+        classes=classes,
+        draws=draws,
+        notes=notes,
+        progress=progress,
+    )
+
+
+def find_source(reference: str) -> DataSource:
+    """Return the first source that recognises ``reference``.
+
+    Raises:
+        DataError: If none does; the message names what lies near, and the forms that are read.
+    """
+    for _, source in DATA_SOURCES.items():
+        if source.recognises(reference):
+            return source
+    path = Path(reference)
+    if path.exists():
+        found = "an empty directory" if path.is_dir() else f"a {path.suffix or 'nameless'} file"
+        problem = f"{reference} is {found}, which no data source reads."
+    else:
+        problem = f"No such data: {reference}.{_nearest(path)}"
+    raise DataError(
+        f"{problem} Expected class folders of images, a CSV, TSV, JSONL or Parquet file or a "
+        f"directory of them, a directory of datasets.save_to_disk, or a hub data set id."
+    )
+
+
+def _nearest(path: Path) -> str:
+    try:
+        siblings = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, siblings, n=1)
+    return f" Did you mean {path.parent / near[0]}?" if near else ""
+
+
+def _with_labels_where_needed(
+    raw: Mapping[str, RawSplit],
+) -> tuple[dict[str, RawSplit], list[str]]:
+    """Leave out empty splits, and unlabelled ones that would take a labelled one's place.
+
+    Public benchmarks often hide the labels of their test split.
+    """
+    kept = {name: split for name, split in raw.items() if len(split.samples)}
+    if not kept:
+        raise DataError("The data is empty: no split has a sample. Check the reference.")
+    labelled = [name for name, split in kept.items() if split.labels is not None]
+    if not labelled:
+        return kept, ["The data has no labels; accuracy cannot be measured on it."]
+    notes = []
+    for name in ("validation", "test"):
+        if name in kept and name not in labelled:
+            del kept[name]
+            notes.append(f"The {name} split has no labels and is not used.")
+    if "train" in kept and "train" not in labelled:
+        notes.append("The train split has no labels; calibration goes without.")
+    return kept, notes
+
+
+def _check_modality(raw: Mapping[str, RawSplit], model: LoadedModel, reference: str) -> None:
+    if model.modality == "tensor":
+        raise DataError(
+            f"It is not known what {model.reference} takes. For images give --input-size, --mean "
+            f"and --std; for anything else pass your own batches to compressor.compress in Python."
+        )
+    first = next(iter(raw.values())).samples[0]
+    held = "text" if isinstance(first, str) else "image"
+    if held != model.modality:
+        raise DataError(
+            f"{reference} holds {held}s, but {model.reference} takes {model.modality}s. Name data "
+            f"that fits the model."
+        )
+
+
+def _reader(settings: DataSettings, model: LoadedModel) -> Reader:
+    if model.modality == "text":
+        return TextReader(
+            model,
+            max_length=settings.max_length,
+            batch_size=settings.batch_size,
+            strict=settings.strict,
+        )
+    return ImageReader(model, batch_size=settings.batch_size, strict=settings.strict)
+
+
+def _classes(raw: Mapping[str, RawSplit], model: LoadedModel) -> ClassMap | None:
+    labelled = [split for split in raw.values() if split.labels is not None]
+    if not labelled:
+        return None
+    return map_labels(
+        {label for split in labelled for label in split.labels or ()},
+        class_names=model.class_names,
+        num_classes=model.num_classes,
+        order=labelled[0].names,
+        synsets=imagenet_synsets,
+    )
+
+
+def _drawable(split: RawSplit, classes: ClassMap | None) -> NDArray[np.int64] | int:
+    if split.labels is None or classes is None:
+        return len(split.samples)
+    return np.array([classes.position[label] for label in split.labels], dtype=np.int64)
+
+
+def _read_all(
+    settings: DataSettings,
+    model: LoadedModel,
+    reader: Reader,
+    *,
+    raw: Mapping[str, RawSplit],
+    classes: ClassMap | None,
+    draws: Draws,
+    notes: list[str],
+    progress: Progress,
+) -> LabelledData:
+    read = {}
+    for name in ("calibration", "selection", "test"):
+        draw = getattr(draws, name)
+        drawn = Drawn(name, draw, raw[draw.origin], classes.position if classes else {})
+        read[name] = reader.read(drawn, progress=progress)
+        notes += read[name].notes
+    seen = read["calibration"].digests | read["selection"].digests
+    twice = len(seen & read["test"].digests)
+    if twice:
+        notes.append(
+            f"{twice} distinct test samples are also among the calibration or selection samples "
+            f"(the data holds duplicates)."
+        )
+    for note in notes:
+        progress.note(note)
+    names = model.class_names or tuple(str(index) for index in range(model.num_classes or 0))
+    covered = classes.logits if classes else None
+    return LabelledData(
+        reference=settings.data,
+        calibration=read["calibration"].split,
+        selection=read["selection"].split,
+        test=read["test"].split,
+        class_names=classes.names if classes else names,
+        classes=None if covered is None else torch.tensor(covered),
+        notes=tuple(notes),
+    )

@@ -1,0 +1,150 @@
+"""Preparing images as a model's `ImageTransform` says: resize, centre crop, normalize."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from compressor.errors import DataError
+from compressor.models.source import ImageTransform
+
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+}
+
+
+class UnreadableImageError(DataError):
+    """An image file that cannot be decoded."""
+
+
+def decode(sample: object, transform: ImageTransform) -> tuple[Tensor, bytes]:
+    """Read, resize and crop one image.
+
+    The shorter side (for ``squash`` each side) is resized to ⌊size / crop_pct⌋ and the centre is
+    cropped, which is what timm's evaluation transform does.
+
+    Args:
+        sample: Path or bytes of an image file.
+        transform: What the model wants.
+
+    Returns:
+        Pixels [channels, H, W] (uint8; where the transform is a person's own, whatever tensor that
+        returns) and the file's bytes.
+
+    Raises:
+        UnreadableImageError: If the file cannot be decoded.
+        DataError: If a person's own transform returns no tensor.
+    """
+    if not isinstance(sample, (Path, bytes)):
+        raise UnreadableImageError("holds no image")
+    try:
+        content = sample.read_bytes() if isinstance(sample, Path) else sample
+        with Image.open(io.BytesIO(content)) as image:
+            converted = image.convert(_mode(transform))
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:
+        raise UnreadableImageError(str(error) or type(error).__name__) from error
+    if transform.custom is not None:
+        tensor = transform.custom(converted)
+        if not isinstance(tensor, Tensor):
+            raise DataError(
+                f"The input transform returned a {type(tensor).__name__}; expected a tensor "
+                f"[channels, height, width]. End it with torchvision's ToTensor."
+            )
+        return tensor, content
+    array = np.array(_fitted(converted, transform), dtype=np.uint8)
+    if array.ndim == 2:
+        array = array[:, :, None]
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous(), content
+
+
+def normalize(pixels: Tensor, transform: ImageTransform) -> Tensor:
+    """Return (pixels / 255 − mean) / std in float32; what a person's own transform gave stays.
+
+    Args:
+        pixels: Images [B, channels, H, W] as `decode` gives them.
+        transform: Mean and standard deviation of each channel.
+    """
+    if transform.custom is not None:
+        return pixels
+    channels = pixels.shape[1]
+    mean = torch.tensor(_each(transform.mean, channels)).view(-1, 1, 1)
+    std = torch.tensor(_each(transform.std, channels)).view(-1, 1, 1)
+    return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
+
+
+def check_transform(transform: ImageTransform) -> None:
+    """Refuse a transform that images cannot be put through.
+
+    Raises:
+        DataError: If the model does not take one or three channels, or the filter is unknown.
+    """
+    channels = transform.input_size[0]
+    _mode(transform)
+    if transform.custom is not None:
+        return
+    if transform.interpolation not in _FILTERS:
+        raise DataError(
+            f"Unknown interpolation {transform.interpolation!r} in the model's preprocessing; "
+            f"expected one of {', '.join(_FILTERS)}."
+        )
+    for name, values in (("mean", transform.mean), ("std", transform.std)):
+        if len(values) not in (1, channels):
+            raise DataError(
+                f"The model takes {channels} channels, but its {name} has {len(values)} values. "
+                f"Give --{name} with one value a channel."
+            )
+
+
+def _mode(transform: ImageTransform) -> str:
+    modes = {1: "L", 3: "RGB"}
+    try:
+        return modes[transform.input_size[0]]
+    except KeyError:
+        raise DataError(
+            f"The model takes {transform.input_size[0]} channels; images have 1 or 3."
+        ) from None
+
+
+def _each(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    return values * channels if len(values) == 1 else values
+
+
+def _fitted(image: Image.Image, transform: ImageTransform) -> Image.Image:
+    _, height, width = transform.input_size
+    filter_ = _FILTERS[transform.interpolation]
+    target = math.floor(height / transform.crop_pct), math.floor(width / transform.crop_pct)
+    squash = transform.crop_mode == "squash"
+    columns, rows = target[::-1] if squash else _resized(image.size, target)
+    if (columns, rows) != image.size:
+        image = image.resize((columns, rows), filter_)
+    left, top = round((columns - width) / 2.0), round((rows - height) / 2.0)
+    return image.crop((left, top, left + width, top + height))
+
+
+def _resized(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """Return (width, height) after resizing until ``target`` (height, width) is just covered."""
+    width, height = size
+    if target[0] == target[1]:
+        short = min(width, height)
+        other = int(target[0] * max(width, height) / short)
+        return (target[0], other) if width <= height else (other, target[0])
+    ratio = min(height / target[0], width / target[1])
+    return round(width / ratio), round(height / ratio)

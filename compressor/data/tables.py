@@ -1,0 +1,135 @@
+"""Tables on disk: CSV, TSV, JSON lines and Parquet, one file or a directory of split files."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from compressor.data.labelled import DATA_SOURCES, RawSplit
+from compressor.data.rows import quiet, raw_splits, split_named
+from compressor.errors import DataError
+from compressor.settings import DataSettings
+
+_BUILDERS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "json",
+    ".json": "json",
+    ".ndjson": "json",
+    ".parquet": "parquet",
+}
+
+
+class TableSource:
+    """Reads tables, every cell of a CSV or TSV file as the text that stands there."""
+
+    name = "tables"
+
+    def recognises(self, reference: str) -> bool:
+        """Return whether ``reference`` is a table or a directory with one beside no folders."""
+        path = Path(reference)
+        if path.is_dir():
+            return bool(_tables_in(path))
+        return path.suffix.lower() in _BUILDERS and path.exists()
+
+    def read(self, reference: str, options: DataSettings) -> Mapping[str, RawSplit]:
+        """Return the splits; in a directory the file names tell which is which.
+
+        Raises:
+            DataError: If a file cannot be parsed or the files of a directory tell no splits.
+        """
+        path = Path(reference)
+        files = {"all": [path]} if path.is_file() else _split_files(path)
+        tables = {}
+        for split, parts in files.items():
+            if all(part.stat().st_size == 0 for part in parts):
+                raise DataError(f"{parts[0]} is empty: expected a header and rows.")
+            tables[split] = _load(parts)
+        return raw_splits(tables, options, reference)
+
+
+def _tables_in(directory: Path) -> list[Path]:
+    return sorted(
+        path for path in directory.iterdir() if path.is_file() and path.suffix.lower() in _BUILDERS
+    )
+
+
+def _split_files(directory: Path) -> dict[str, list[Path]]:
+    files = _tables_in(directory)
+    if len(files) == 1:
+        return {"all": files}
+    splits: dict[str, list[Path]] = {}
+    for file in files:
+        split = split_named(file.stem)
+        if split is not None:
+            splits.setdefault(split, []).append(file)
+    listed = ", ".join(file.name for file in files[:20])
+    if not splits:
+        raise DataError(
+            f"{directory}: cannot tell which file is which split; expected names with train, "
+            f"validation (or dev, val) and test. Found: {listed}. Or name one file."
+        )
+    for split, parts in splits.items():
+        if len({part.suffix.lower() for part in parts}) > 1:
+            raise DataError(
+                f"{directory}: the {split} split lies there in several formats. Found: {listed}. "
+                f"Keep one of them, or name one file."
+            )
+    return splits
+
+
+def _load(files: list[Path]) -> Any:
+    """Return the `datasets.Dataset` of files of one form."""
+    import datasets
+
+    builder = _BUILDERS[files[0].suffix.lower()]
+    options = _csv_options(files[0]) if builder == "csv" else {}
+    try:
+        with quiet():
+            return datasets.load_dataset(
+                builder,
+                data_files={"train": [str(file) for file in files]},
+                split="train",
+                **options,
+            )
+    except (datasets.exceptions.DatasetsError, ValueError, OSError, KeyError, TypeError) as error:
+        cause = error.__cause__ or error
+        names = ", ".join(str(file) for file in files)
+        raise DataError(f"{names} cannot be read as {builder}: {_first_line(cause)}") from error
+
+
+def _csv_options(file: Path) -> dict[str, Any]:
+    """Read the header, so that every column can be asked for as text.
+
+    Left to itself the reader turns texts such as "null" and "NA" into missing values and "007"
+    into 7. TSV files are written without quoting, so a quotation mark there is a character.
+    """
+    import datasets
+
+    tabs = file.suffix.lower() == ".tsv"
+    separator = "\t" if tabs else ","
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            header = next(csv.reader(stream, delimiter=separator, quoting=quoting), [])
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{file} is not a UTF-8 text table: {error}. Convert it first.") from error
+    if not header or len(set(header)) < len(header):
+        raise DataError(f"{file}: expected a header with one name a column, found {header}.")
+    return {
+        "sep": separator,
+        "quoting": quoting,
+        "keep_default_na": False,
+        "na_filter": False,
+        "encoding": "utf-8-sig",
+        "features": datasets.Features({name: datasets.Value("string") for name in header}),
+    }
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+DATA_SOURCES.register("tables")(TableSource())
