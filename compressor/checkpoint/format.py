@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -68,3 +70,52 @@ def parse_lowrank(block: Mapping[str, object], *, where: str) -> LowRankConfig:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
         raise CheckpointError(f"{where}: low-rank block, key {key}: {problem['msg']}") from error
+
+
+class SavedBlock(NamedTuple):
+    """The low-rank block found in a config.json, and the model source it belongs to."""
+
+    framework: str
+    lowrank: LowRankConfig
+
+
+def read_config(directory: Path) -> dict[str, object]:
+    """Return the parsed config.json of a model directory.
+
+    Raises:
+        CheckpointError: If there is none, or it is no JSON object.
+    """
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{directory} holds no config.json, so it is no model directory. Expected one that "
+            "transformers, timm or compressor saved; for bare weights name the architecture and "
+            "pass them with --checkpoint."
+        ) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} should hold a JSON object, found {type(config).__name__}.")
+    return config
+
+
+def find_lowrank(config: Mapping[str, object], *, where: str) -> SavedBlock | None:
+    """Return the low-rank block in a config.json, or None if this package did not write it.
+
+    Args:
+        config: The parsed config.json.
+        where: File it came from, for messages.
+
+    Raises:
+        CheckpointError: If the block is malformed or too new.
+    """
+    quantization = config.get("quantization_config")
+    if isinstance(quantization, dict) and quantization.get("quant_method") == "lowrank":
+        return SavedBlock("transformers", parse_lowrank(quantization, where=where))
+    block = config.get("lowrank")
+    if isinstance(block, dict):
+        framework = "torch" if config.get("framework") == "torch" else "timm"
+        return SavedBlock(framework, parse_lowrank(block, where=where))
+    return None

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from compressor.errors import ModelError
 from compressor.forward import Inputs
 from compressor.registry import Registry
 
@@ -26,6 +27,10 @@ class ImageTransform:
         std: Per-channel standard deviation in [0, 1] units.
         interpolation: Name of the resampling filter, as timm and PIL call it.
         crop_pct: Share of the resized image that the centre crop keeps.
+        crop_mode: ``center`` resizes the shorter side and crops the centre; ``squash`` resizes
+            both sides to the input size, whatever the image's proportions.
+        custom: A callable from a PIL image to the tensor [3, H, W] that a person's own factory
+            returned. Where there is one it is used in place of all the rest.
     """
 
     input_size: tuple[int, int, int]
@@ -33,6 +38,8 @@ class ImageTransform:
     std: tuple[float, ...]
     interpolation: str = "bilinear"
     crop_pct: float = 1.0
+    crop_mode: Literal["center", "squash"] = "center"
+    custom: Callable[..., object] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ class ModelOptions:
     num_classes: int | None = None
     factory: str | None = None
     trust_remote_code: bool = False
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,9 @@ class LoadedModel:
         carried: Files (tokenizer, preprocessing …) to copy beside the saved weights.
         bytes_on_disk: Size of the checkpoint's weight files, where there are any.
         sha256: Hash of the checkpoint's weight files, where there are any.
-        architecture: What rebuilds the module without weights: the keys belong to the source.
+        architecture: What rebuilds the module without weights: the keys belong to the source,
+            but for ``vocab_size`` and ``input_size``, which tell what synthetic inputs look like.
+        notes: What a person should know about how the model was loaded.
     """
 
     module: nn.Module
@@ -96,15 +105,47 @@ class LoadedModel:
     bytes_on_disk: int | None = None
     sha256: str | None = None
     architecture: Mapping[str, object] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def example_inputs(self, batch_size: int = 1, length: int = 64) -> Inputs:
         """Return synthetic inputs of the right form, for counting FLOPs and for probes.
 
         Args:
             batch_size: Number of samples.
-            length: Tokens per sample, for models that take text.
+            length: Tokens per sample, for models that take text; cut to what the model allows.
+
+        Returns:
+            ``input_ids`` and (but on meta) ``attention_mask`` [batch_size, length] for text, else
+            a tensor [batch_size, *input_size]; the same at every call, on the module's device.
+
+        Raises:
+            ModelError: If nothing tells the size of the input.
         """
-        raise NotImplementedError
+        device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
+        generator = torch.Generator().manual_seed(0)
+        if self.modality == "text":
+            vocabulary = self.architecture.get("vocab_size")
+            longest = self.architecture.get("max_length")
+            if not isinstance(vocabulary, int):
+                raise ModelError(f"{self.reference}: its config names no vocab_size.")
+            if isinstance(longest, int):
+                length = min(length, longest)
+            ids = torch.randint(0, vocabulary, (batch_size, length), generator=generator)
+            padding = self.architecture.get("pad_token_id")
+            if isinstance(padding, int):
+                # A padding id in the middle would shift RoBERTa's positions past their table.
+                ids[ids == padding] = (padding + 1) % vocabulary
+            inputs = {"input_ids": ids.to(device)}
+            if device.type != "meta":  # there a mask without values cannot be looked at
+                inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+            return inputs
+        size = self.transform.input_size if self.transform else self.architecture.get("input_size")
+        if not isinstance(size, tuple):
+            raise ModelError(
+                f"{self.reference}: nothing tells the size of its input. Pass --input-size C H W, "
+                "or let the factory return (module, transform)."
+            )
+        return torch.randn(batch_size, *size, generator=generator).to(device)
 
 
 class ModelSource(Protocol):
@@ -128,10 +169,25 @@ class ModelSource(Protocol):
         """Return whether a module built in Python belongs to this source's framework."""
         ...
 
+    def describe(self, module: nn.Module) -> LoadedModel:
+        """Describe such a module without changing it."""
+        ...
+
     def write_architecture(
         self, model: LoadedModel, directory: Path, lowrank: Mapping[str, object]
     ) -> None:
         """Write config.json (with the low-rank block) and carried files, everything but weights."""
+        ...
+
+    def write_weights(
+        self,
+        model: LoadedModel,
+        directory: Path,
+        state: Mapping[str, Tensor],
+        *,
+        max_shard_size: str,
+    ) -> None:
+        """Write the state dict ``state`` as safetensors, under the framework's names on disk."""
         ...
 
     def rebuild(
@@ -145,8 +201,8 @@ MODEL_SOURCES: Registry[ModelSource] = Registry(
     "model source",
     group="model_sources",
     modules=(
-        "compressor.models.module",
         "compressor.models.transformers",
         "compressor.models.timm",
+        "compressor.models.module",
     ),
 )

@@ -1,0 +1,126 @@
+"""Where a model comes from: one call for every source, and one for modules built in Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from compressor.checkpoint.format import find_lowrank, read_config
+from compressor.errors import ModelError, UsageError
+from compressor.models.source import (
+    MODEL_SOURCES,
+    ImageTransform,
+    LoadedModel,
+    ModelOptions,
+    ModelSource,
+)
+from compressor.models.weights import SUFFIXES
+from compressor.settings import ModelSettings
+
+__all__ = [
+    "MODEL_SOURCES",
+    "ImageTransform",
+    "LoadedModel",
+    "ModelOptions",
+    "ModelSource",
+    "describe",
+    "load_model",
+    "resolve_device",
+]
+
+
+def load_model(settings: ModelSettings, *, skeleton: bool = False) -> LoadedModel:
+    """Load the model that ``settings`` names, from whichever source knows it.
+
+    Args:
+        settings: Which model, and what to know beside its name.
+        skeleton: Build shapes on the meta device instead of reading weights, where the source
+            can. A directory that this package saved is always read whole.
+
+    Raises:
+        ModelError: If there is no such model, or its checkpoint is damaged, quantized, not
+            finite, or made for another architecture or number of classes.
+        CheckpointError: If a directory has no config.json, or a newer version saved it.
+    """
+    options = options_from(settings)
+    reference = settings.model
+    directory = Path(reference)
+    if directory.is_dir():
+        config = read_config(directory)
+        saved = find_lowrank(config, where=str(directory / "config.json"))
+        if saved is not None:
+            return MODEL_SOURCES.get(saved.framework).rebuild(directory, config, options)
+    elif directory.is_file() and directory.suffix in SUFFIXES:
+        raise ModelError(
+            f"{reference} is a file of weights. Name the architecture as the model, and pass the "
+            f"file beside it: MODEL --checkpoint {reference}"
+        )
+    for _, source in MODEL_SOURCES.items():
+        if source.recognises(reference, options):
+            if skeleton:
+                return source.skeleton(reference, options)
+            return source.load(reference, options)
+    raise ModelError(_unknown(reference))
+
+
+def describe(module: nn.Module) -> LoadedModel:
+    """Describe a module built in Python as if it had been loaded; the module is not changed.
+
+    Args:
+        module: A transformers PreTrainedModel, a timm model, or any torch module.
+    """
+    for _, source in MODEL_SOURCES.items():
+        if source.owns(module):
+            return source.describe(module)
+    raise ModelError(f"No model source knows what to do with a {type(module).__name__}.")
+
+
+def options_from(settings: ModelSettings) -> ModelOptions:
+    """Return the options that a source gets from the settings."""
+    return ModelOptions(
+        checkpoint=settings.checkpoint,
+        input_size=settings.input_size,
+        mean=settings.mean,
+        std=settings.std,
+        num_classes=settings.num_classes,
+        factory=settings.factory,
+        trust_remote_code=settings.trust_remote_code,
+        device=resolve_device(settings.device),
+    )
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device called ``name``; ``auto`` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        UsageError: If the machine has no such device.
+    """
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        name = next(device for device, there in available.items() if there)
+    kind = name.partition(":")[0]
+    if not available.get(kind, True):
+        raise UsageError(
+            f"This machine has no {kind} device that torch can use. Pass --device cpu."
+        )
+    return torch.device(name)
+
+
+def _unknown(reference: str) -> str:
+    """Return the message for a reference that no source recognises."""
+    from compressor.models.timm import nearest_architecture
+
+    nearest = nearest_architecture(reference)
+    hint = f" Did you mean {nearest!r}?" if nearest else ""
+    return (
+        f"No model {reference!r}.{hint} Expected a transformers or timm directory or hub id "
+        '(owner/name), a timm architecture (list them: python -c "import timm; '
+        'print(timm.list_models())"), path/to/file.py:factory, or a directory that compressor '
+        "saved."
+    )

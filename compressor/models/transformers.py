@@ -1,0 +1,465 @@
+"""transformers directories and hub ids: sequence and image classification."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from compressor.checkpoint.format import find_lowrank, read_config
+from compressor.errors import ModelError
+from compressor.models.hub import is_hub_id, snapshot
+from compressor.models.source import MODEL_SOURCES, ImageTransform, LoadedModel, ModelOptions
+from compressor.models.weights import (
+    PLAIN_FLOATS,
+    find_weight_files,
+    floating_dtypes,
+    hash_files,
+    quantized_advice,
+    read_header,
+    refuse_non_finite,
+    refuse_quantized,
+    size_of,
+)
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+CARRIED = (
+    "tokenizer*",
+    "vocab.*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.model",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "chat_template*",
+    "generation_config.json",
+    "sentence_bert_config.json",
+)
+"""Files beside the weights that loading a saved directory needs."""
+
+RESAMPLING = {
+    0: "nearest",
+    1: "lanczos",
+    2: "bilinear",
+    3: "bicubic",
+    4: "box",
+    5: "hamming",
+}
+"""Names of PIL's resampling filters by the number that preprocessor_config.json holds."""
+
+
+class TransformersSource:
+    """Loads what ``from_pretrained`` loads, in float32, and writes what it will load again."""
+
+    name = "transformers"
+
+    def recognises(self, reference: str, options: ModelOptions) -> bool:
+        """Return whether ``reference`` is a directory or hub id whose config has a model_type."""
+        del options
+        directory = Path(reference)
+        if directory.is_dir():
+            return "model_type" in read_config(directory)
+        if not is_hub_id(reference):
+            return False
+        return "model_type" in read_config(snapshot(reference, weights=False))
+
+    def load(self, reference: str, options: ModelOptions) -> LoadedModel:
+        """Load a classifier with its weights.
+
+        Raises:
+            ModelError: If it is quantized, no classifier, incomplete, damaged or not finite.
+        """
+        directory = _locate(reference, weights=True)
+        files = find_weight_files(directory)
+        header = read_header(files)
+        refuse_quantized(header, reference)
+        config = _config(directory, reference, options)
+        module = _from_pretrained(directory, config, reference, options)
+        refuse_non_finite(module, reference)
+        on_disk = floating_dtypes(header)
+        return _describe(
+            _to(module, options.device),
+            reference,
+            directory,
+            options,
+            storage_dtypes=_in_memory_dtypes(module, on_disk),
+            files=files,
+        )
+
+    def skeleton(self, reference: str, options: ModelOptions) -> LoadedModel:
+        """Build the classifier's shapes on the meta device from its config alone."""
+        directory = _locate(reference, weights=False)
+        config = _config(directory, reference, options)
+        with torch.device("meta"), _quiet():
+            module = _auto_class(config, reference).from_config(
+                config, dtype=torch.float32, trust_remote_code=options.trust_remote_code
+            )
+        with contextlib.suppress(ModelError):  # a hub snapshot without weights has none to size
+            files = find_weight_files(directory)
+            return _describe(module.eval(), reference, directory, options, files=files, hash_=False)
+        return _describe(module.eval(), reference, directory, options)
+
+    def owns(self, module: nn.Module) -> bool:
+        """Return whether ``module`` is a PreTrainedModel."""
+        from transformers import PreTrainedModel
+
+        return isinstance(module, PreTrainedModel)
+
+    def describe(self, module: nn.Module) -> LoadedModel:
+        """Describe a PreTrainedModel built in Python."""
+        reference = type(module).__name__
+        dtypes = {k: t.dtype for k, t in module.state_dict().items() if t.dtype in PLAIN_FLOATS}
+        return _describe(module, reference, None, ModelOptions(), storage_dtypes=dtypes)
+
+    def write_architecture(
+        self, model: LoadedModel, directory: Path, lowrank: Mapping[str, object]
+    ) -> None:
+        """Write config.json with the block as ``quantization_config``, and the carried files."""
+        config = copy.deepcopy(_pretrained(model.module).config)
+        config.quantization_config = dict(lowrank)
+        config.architectures = [type(model.module).__name__]
+        config.dtype = cast("str | None", model.architecture.get("dtype", config.dtype))
+        config.save_pretrained(directory)
+        for path in model.carried:
+            shutil.copyfile(path, directory / path.name)
+        save = getattr(model.tokenizer, "save_pretrained", None)
+        if save is not None and not model.carried:
+            save(directory)
+
+    def write_weights(
+        self,
+        model: LoadedModel,
+        directory: Path,
+        state: Mapping[str, Tensor],
+        *,
+        max_shard_size: str,
+    ) -> None:
+        """Write the weights under the names that ``save_pretrained`` gives them on disk."""
+        module = _pretrained(model.module)
+        # With a quantizer attached save_pretrained would drop the state dict it is given.
+        quantizer = module.__dict__.pop("hf_quantizer", None)
+        config = copy.deepcopy(module.config)
+        try:
+            with _quiet():
+                module.save_pretrained(
+                    directory, state_dict=dict(state), max_shard_size=max_shard_size
+                )
+        finally:
+            module.config = config
+            if quantizer is not None:
+                module.hf_quantizer = quantizer
+
+    def rebuild(
+        self, directory: Path, config: Mapping[str, object], options: ModelOptions
+    ) -> LoadedModel:
+        """Load a saved directory through ``from_pretrained`` and the registered quantizer."""
+        import compressor.hf  # noqa: F401  # registers the quantizer
+
+        del config
+        reference = str(directory)
+        files = find_weight_files(directory)
+        header = read_header(files)
+        loaded = _config(directory, reference, options)
+        module = _from_pretrained(directory, loaded, reference, options)
+        refuse_non_finite(module, reference)
+        return _describe(
+            _to(module, options.device),
+            reference,
+            directory,
+            options,
+            storage_dtypes=_in_memory_dtypes(module, floating_dtypes(header)),
+            files=files,
+        )
+
+
+def _pretrained(module: nn.Module) -> PreTrainedModel:
+    from transformers import PreTrainedModel
+
+    assert isinstance(module, PreTrainedModel)
+    return module
+
+
+def _to(module: nn.Module, device: torch.device) -> nn.Module:
+    return module.to(device)
+
+
+def _locate(reference: str, *, weights: bool) -> Path:
+    directory = Path(reference)
+    return directory if directory.is_dir() else snapshot(reference, weights=weights)
+
+
+def _config(directory: Path, reference: str, options: ModelOptions) -> PretrainedConfig:
+    """Return the model's config, refusing quantized checkpoints and other numbers of classes."""
+    from transformers import AutoConfig
+
+    plain = read_config(directory)
+    quantization = plain.get("quantization_config")
+    if quantization and not find_lowrank(plain, where=str(directory / "config.json")):
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+        raise ModelError(
+            quantized_advice(f"{reference}: config.json has a quantization_config ({method})")
+        )
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            directory, trust_remote_code=options.trust_remote_code
+        )
+    except (ValueError, KeyError, OSError) as error:
+        raise ModelError(
+            f"{reference}: transformers cannot read its config.json: {error}"
+        ) from error
+    if options.num_classes is not None and options.num_classes != config.num_labels:
+        raise ModelError(
+            f"{reference} has {config.num_labels} classes, but --num-classes says "
+            f"{options.num_classes}. Leave --num-classes out: the config tells it."
+        )
+    return config
+
+
+def _auto_class(config: PretrainedConfig, reference: str) -> Any:
+    """Return the Auto class for the architecture that the config names."""
+    from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
+
+    names = config.architectures or []
+    for name in names:
+        if name.endswith("ForSequenceClassification"):
+            return AutoModelForSequenceClassification
+        if name.endswith(("ForImageClassification", "ForImageClassificationWithTeacher")):
+            return AutoModelForImageClassification
+    found = ", ".join(names) or "no architecture"
+    raise ModelError(
+        f"{reference}: its config.json names {found}; expected a sequence or image classifier "
+        "(…ForSequenceClassification, …ForImageClassification). A base model must be fine-tuned "
+        "with a classification head first."
+    )
+
+
+def _from_pretrained(
+    directory: Path, config: PretrainedConfig, reference: str, options: ModelOptions
+) -> PreTrainedModel:
+    """Return the model in float32 and eval mode, every weight of it from the checkpoint."""
+    try:
+        with _quiet():
+            module, info = _auto_class(config, reference).from_pretrained(
+                directory,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                trust_remote_code=options.trust_remote_code,
+            )
+    except (RuntimeError, ValueError, OSError, KeyError) as error:
+        raise ModelError(f"{reference}: transformers cannot load the weights: {error}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{reference}: the checkpoint lacks {', '.join(missing[:3])}"
+            f"{', …' if len(missing) > 3 else ''}, which transformers would fill with random "
+            "values. Expected a checkpoint fine-tuned with its classification head."
+        )
+    loaded: PreTrainedModel = module.eval()
+    return loaded
+
+
+def _in_memory_dtypes(
+    module: PreTrainedModel, on_disk: Mapping[str, torch.dtype]
+) -> dict[str, torch.dtype]:
+    """Return the file's type of every floating tensor, by its name in memory.
+
+    Names in memory can differ from the keys on disk. They are translated the way transformers
+    loads them; a tensor that was merged from several takes the widest type of the file.
+    """
+    if not on_disk:
+        return {}
+    widest = max(on_disk.values(), key=lambda dtype: torch.finfo(dtype).bits)
+    renamed = dict(on_disk)
+    if len(set(on_disk.values())) > 1:
+        from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+        renamings = [
+            entry
+            for entry in getattr(module, "_weight_conversions", None) or []
+            if isinstance(entry, WeightRenaming)
+        ]
+        meta = module.state_dict()
+        for key, dtype in on_disk.items():
+            name, _ = rename_source_key(key, renamings, [], module.base_model_prefix, meta)
+            renamed[name] = dtype
+    return {
+        key: renamed.get(key, widest)
+        for key, tensor in module.state_dict().items()
+        if tensor.is_floating_point()
+    }
+
+
+def _describe(
+    module: nn.Module,
+    reference: str,
+    directory: Path | None,
+    options: ModelOptions,
+    *,
+    storage_dtypes: Mapping[str, torch.dtype] | None = None,
+    files: tuple[Path, ...] = (),
+    hash_: bool = True,
+) -> LoadedModel:
+    model = _pretrained(module)
+    config = model.config
+    is_image = model.main_input_name == "pixel_values"
+    size = options.input_size or _config_input_size(config) if is_image else None
+    plain = read_config(directory) if directory else {}
+    architecture: dict[str, object] = {
+        "class": type(model).__name__,
+        "dtype": plain.get("dtype", plain.get("torch_dtype")) if directory else config.dtype,
+        "vocab_size": getattr(config, "vocab_size", None),
+        "max_length": _longest(config),
+        "pad_token_id": getattr(config, "pad_token_id", None),
+        "input_size": size,
+    }
+    return LoadedModel(
+        module=module,
+        framework="transformers",
+        reference=reference,
+        modality="image" if is_image else "text",
+        class_names=_class_names(config),
+        num_classes=config.num_labels,
+        transform=_transform(directory, size, options) if is_image else None,
+        tokenizer=_tokenizer(directory, options) if directory and not is_image else None,
+        storage_dtypes=storage_dtypes or {},
+        heads=_heads(model),
+        carried=_carried(directory, options) if directory else (),
+        bytes_on_disk=size_of(files) if files else None,
+        sha256=hash_files(files) if files and hash_ else None,
+        architecture=architecture,
+    )
+
+
+def _class_names(config: PretrainedConfig) -> tuple[str, ...] | None:
+    """Return id2label in order, or None where it holds only made-up names (LABEL_0 …)."""
+    labels: dict[Any, str] = dict(config.id2label or {})
+    classes = range(config.num_labels or 0)
+    names = tuple(labels.get(index, "") for index in classes)
+    made_up = tuple(f"LABEL_{index}" for index in classes)
+    return None if not all(names) or names == made_up else names
+
+
+def _longest(config: PretrainedConfig) -> int | None:
+    """Return how many tokens the position table holds, two less where it starts after padding."""
+    positions = getattr(config, "max_position_embeddings", None)
+    return positions - 2 if isinstance(positions, int) and positions > 2 else None
+
+
+def _heads(model: PreTrainedModel) -> tuple[str, ...]:
+    """Return the output embedding, and every layer with a matrix that lies outside the backbone."""
+    heads: dict[str, None] = {}
+    output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    backbone = model.base_model
+    inside = {id(module) for module in backbone.modules()} if backbone is not model else set()
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        is_matrix = isinstance(weight, Tensor) and weight.ndim >= 2
+        if module is output or (inside and is_matrix and id(module) not in inside):
+            heads[name] = None
+    return tuple(heads)
+
+
+def _tokenizer(directory: Path, options: ModelOptions) -> object | None:
+    from transformers import AutoTokenizer
+
+    if not any(directory.glob("tokenizer*")) and not any(directory.glob("vocab.*")):
+        return None
+    try:
+        with _quiet():
+            tokenizer: object = AutoTokenizer.from_pretrained(
+                directory, trust_remote_code=options.trust_remote_code
+            )
+    except (ValueError, OSError, KeyError) as error:
+        raise ModelError(f"{directory}: its tokenizer cannot be loaded: {error}") from error
+    return tokenizer
+
+
+def _config_input_size(config: PretrainedConfig) -> tuple[int, int, int] | None:
+    side = getattr(config, "image_size", None)
+    channels = getattr(config, "num_channels", 3)
+    if isinstance(side, int):
+        return channels, side, side
+    if isinstance(side, (tuple, list)) and len(side) == 2:
+        return channels, int(side[0]), int(side[1])
+    return None
+
+
+def _transform(
+    directory: Path | None, size: tuple[int, int, int] | None, options: ModelOptions
+) -> ImageTransform | None:
+    """Return the preprocessing that preprocessor_config.json describes, with overrides."""
+    path = directory / "preprocessor_config.json" if directory else None
+    processor: dict[str, Any] = {}
+    if path and path.is_file():
+        from transformers import AutoImageProcessor
+
+        with _quiet():
+            loaded = AutoImageProcessor.from_pretrained(path.parent)  # type: ignore[no-untyped-call]
+            processor = loaded.to_dict()
+    mean = options.mean or _floats(processor.get("image_mean"))
+    std = options.std or _floats(processor.get("image_std"))
+    resized = processor.get("size") or {}
+    cropped = processor.get("crop_size") or {}
+    crops = bool(processor.get("do_center_crop")) and bool(cropped)
+    target = cropped if crops else resized
+    crop_pct, squash = 1.0, True
+    channels = size[0] if size else 3
+    if options.input_size is None and "height" in target:
+        size = (channels, int(target["height"]), int(target["width"]))
+    if "shortest_edge" in resized:
+        squash = False
+        edge = int(resized["shortest_edge"])
+        if not crops and options.input_size is None:
+            size = (channels, edge, edge)
+        if crops and "height" in cropped:
+            crop_pct = int(cropped["height"]) / edge
+    if size is None or mean is None or std is None:
+        return None
+    return ImageTransform(
+        input_size=size,
+        mean=mean,
+        std=std,
+        interpolation=RESAMPLING.get(int(processor.get("resample") or 2), "bilinear"),
+        crop_pct=crop_pct,
+        crop_mode="squash" if squash else "center",
+    )
+
+
+def _floats(values: Any) -> tuple[float, ...] | None:
+    return tuple(float(value) for value in values) if isinstance(values, (list, tuple)) else None
+
+
+def _carried(directory: Path, options: ModelOptions) -> tuple[Path, ...]:
+    patterns = (*CARRIED, "*.py") if options.trust_remote_code else CARRIED
+    found = {path for pattern in patterns for path in directory.glob(pattern) if path.is_file()}
+    return tuple(sorted(found))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers' own progress bars and advice while this package tells the story."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars and not os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS"):
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+MODEL_SOURCES.register("transformers")(TransformersSource())

@@ -1,0 +1,259 @@
+"""Reading weight files: their headers, their tensors, and what is wrong with them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import ModelError
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+PREFIXES = ("_orig_mod.", "module.")
+SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+PLAIN_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+class TensorHeader(NamedTuple):
+    """Shape and type of a tensor in a file; ``dtype`` is None where torch has no such type."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+
+
+def find_weight_files(directory: Path) -> tuple[Path, ...]:
+    """Return the weight files of a model directory: one file, or all shards of an index.
+
+    Raises:
+        ModelError: If there are none, or a shard that the index names is missing.
+    """
+    for name in INDEXES:
+        index = directory / name
+        if index.is_file():
+            try:
+                shards = sorted(
+                    set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+                )
+            except (OSError, ValueError, KeyError, AttributeError) as error:
+                raise ModelError(f"{index} is no index of weight shards: {error}") from error
+            missing = [shard for shard in shards if not (directory / shard).is_file()]
+            if missing:
+                raise ModelError(f"{index} names shards that are missing: {', '.join(missing)}.")
+            return tuple(directory / shard for shard in shards)
+    for name in SINGLE_FILES:
+        if (directory / name).is_file():
+            return (directory / name,)
+    found = [path for suffix in SUFFIXES for path in sorted(directory.glob(f"*{suffix}"))]
+    if len(found) == 1:
+        return (found[0],)
+    listing = ", ".join(path.name for path in found) or "none"
+    raise ModelError(
+        f"{directory} has no weights: expected {SINGLE_FILES[0]} or a sharded "
+        f"{INDEXES[0]}, found {listing}."
+    )
+
+
+def read_header(paths: Iterable[Path]) -> dict[str, TensorHeader]:
+    """Return shape and type of every tensor in the given files, reading no weights where possible.
+
+    Raises:
+        ModelError: If a file is missing, damaged, or a pickled module.
+    """
+    header: dict[str, TensorHeader] = {}
+    for path in paths:
+        if path.suffix == ".safetensors":
+            header |= _safetensors_header(path)
+        else:
+            state = read_state_dict(path, device="meta")
+            header |= {
+                key: TensorHeader(tuple(tensor.shape), tensor.dtype)
+                for key, tensor in state.items()
+            }
+    return header
+
+
+def read_state_dict(path: Path, *, device: str = "cpu") -> dict[str, Tensor]:
+    """Return the tensors of one weight file by name.
+
+    A training checkpoint is unwrapped: averaged weights come first, then ``state_dict``, then
+    ``model``. Prefixes that DataParallel and torch.compile leave are removed.
+
+    Args:
+        path: A .safetensors, .pt, .pth or .bin file.
+        device: Where the tensors go; ``meta`` keeps only their shapes.
+
+    Raises:
+        ModelError: If the file is missing, damaged, a pickled module, or holds no tensors.
+    """
+    if not path.is_file():
+        raise ModelError(f"No weight file at {path}.")
+    if path.suffix not in SUFFIXES:
+        raise ModelError(
+            f"{path}: cannot read weights from a {path.suffix or 'nameless'} file; expected one of "
+            f"{', '.join(SUFFIXES)}."
+        )
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path, device)
+    return _clean(_unwrap(_torch_load(path, device), path))
+
+
+def hash_files(paths: Iterable[Path]) -> str:
+    """Return the SHA-256 of the files' contents, one after another, as hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def size_of(paths: Iterable[Path]) -> int:
+    """Return the files' total size in bytes."""
+    return sum(path.stat().st_size for path in paths)
+
+
+def floating_dtypes(header: Mapping[str, TensorHeader]) -> dict[str, torch.dtype]:
+    """Return the type of every tensor that is a plain float."""
+    return {
+        key: entry.dtype
+        for key, entry in header.items()
+        if entry.dtype is not None and entry.dtype in PLAIN_FLOATS
+    }
+
+
+def refuse_quantized(header: Mapping[str, TensorHeader], where: Path | str) -> None:
+    """Refuse weights that are stored as integers or eight-bit floats.
+
+    Raises:
+        ModelError: Naming the first such weight.
+    """
+    for key, (shape, dtype) in header.items():
+        packed = key.rpartition(".")[2] in ("qweight", "weight_packed", "SCB")
+        odd = key.endswith("weight") and dtype not in PLAIN_FLOATS and len(shape) > 1
+        if packed or odd:
+            stored = str(dtype).removeprefix("torch.") if dtype else "an unknown type"
+            raise ModelError(quantized_advice(f"{where}: {key} is stored as {stored}"))
+
+
+def quantized_advice(found: str) -> str:
+    """Return the message that refuses an already quantized checkpoint."""
+    return (
+        f"{found}, so this checkpoint is already quantized. Low-rank factors come from "
+        "floating-point weights: compress the original checkpoint first, and quantize the result."
+    )
+
+
+def refuse_non_finite(module: nn.Module, where: str) -> None:
+    """Refuse weights with NaN or infinite values.
+
+    Raises:
+        ModelError: Naming the first such tensor.
+    """
+    for key, tensor in module.state_dict().items():
+        if tensor.is_floating_point() and not tensor.is_meta and not torch.isfinite(tensor).all():
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise ModelError(
+                f"{where}: {key} holds {bad} NaN or infinite of {tensor.numel()} values. The "
+                "checkpoint is damaged or its training diverged; use an earlier one."
+            )
+
+
+def _safetensors_header(path: Path) -> dict[str, TensorHeader]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118
+            return {
+                key: TensorHeader(tuple(view.get_shape()), SAFETENSORS_DTYPES.get(view.get_dtype()))
+                for key, view in slices.items()
+            }
+    except FileNotFoundError:
+        raise ModelError(f"No weight file at {path}.") from None
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def _read_safetensors(path: Path, device: str) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if device == "meta":
+        return {
+            key: torch.empty(shape, dtype=dtype, device="meta")
+            for key, (shape, dtype) in _safetensors_header(path).items()
+        }
+    try:
+        return _clean(load_file(path, device=device))
+    except (SafetensorError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def _torch_load(path: Path, device: str) -> Any:
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{path} is a pickled module, or holds objects other than tensors; loading it would "
+            "run code from the file. Where you trust it, save its weights alone: "
+            "safetensors.torch.save_file(torch.load(path, weights_only=False).state_dict(), "
+            "'model.safetensors'), and pass that with --checkpoint."
+        ) from error
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
+    for wrapper in WRAPPERS:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
+            loaded = loaded[wrapper]
+            break
+    if not isinstance(loaded, Mapping):
+        raise ModelError(
+            f"{path} holds {type(loaded).__name__}; expected a state dict (names to tensors)."
+        )
+    state = {key: value for key, value in loaded.items() if isinstance(value, Tensor)}
+    if not state or len(state) != len(loaded):
+        others = sorted(str(key) for key in loaded if key not in state)
+        raise ModelError(
+            f"{path} is no state dict: {', '.join(others[:5]) or 'it is empty'} "
+            f"{'hold' if others else 'and holds'} no tensors. Save model.state_dict() alone."
+        )
+    return state
+
+
+def _clean(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    cleaned: Mapping[str, Tensor] = state
+    for prefix in (*PREFIXES, PREFIXES[0]):
+        if all(key.startswith(prefix) for key in cleaned):
+            cleaned = {key.removeprefix(prefix): value for key, value in cleaned.items()}
+    return dict(cleaned)
+
+
+def _damaged(path: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"{path} is damaged or truncated ({path.stat().st_size:,} bytes): {error}. "
+        "Copy or download it again."
+    )
