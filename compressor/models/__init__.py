@@ -30,6 +30,9 @@ __all__ = [
     "resolve_device",
 ]
 
+PLAIN = "torch"
+"""Name of the source that owns any module."""
+
 
 def load_model(settings: ModelSettings, *, skeleton: bool = False) -> LoadedModel:
     """Load the model that ``settings`` names, from whichever source knows it.
@@ -71,10 +74,9 @@ def describe(module: nn.Module) -> LoadedModel:
     Args:
         module: A transformers PreTrainedModel, a timm model, or any torch module.
     """
-    for _, source in MODEL_SOURCES.items():
-        if source.owns(module):
-            return source.describe(module)
-    raise ModelError(f"No model source knows what to do with a {type(module).__name__}.")
+    owners = [name for name, source in MODEL_SOURCES.items() if source.owns(module)]
+    owners.sort(key=lambda name: name == PLAIN)  # a model of a framework is also a torch module
+    return MODEL_SOURCES.get(owners[0]).describe(module)
 
 
 def options_from(settings: ModelSettings) -> ModelOptions:

@@ -16,4 +16,4 @@ def imagenet_synsets(num_classes: int) -> tuple[str, ...] | None:
     if subset is None:
         return None
     info = ImageNetInfo(subset)
-    return tuple(str(info.index_to_label_name(index)) for index in range(info.num_classes()))
+    return tuple(str(info.index_to_label_name(index)) for index in range(num_classes))

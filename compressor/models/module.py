@@ -79,7 +79,7 @@ class ModuleSource:
         )
 
     def owns(self, module: nn.Module) -> bool:
-        """Return True: any module is a torch module. This source is asked last."""
+        """Return True: any module is a torch module; a framework's own source goes before."""
         return isinstance(module, nn.Module)
 
     def describe(self, module: nn.Module) -> LoadedModel:

@@ -1,0 +1,1 @@
+"""What a saved directory is: its format, writing it, loading it."""

@@ -1,0 +1,87 @@
+"""Loading a directory that this package saved."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from compressor.checkpoint.format import find_lowrank, read_config
+from compressor.errors import CheckpointError, UsageError
+from compressor.models import options_from, resolve_device
+from compressor.models.module import rebuild_into
+from compressor.models.source import MODEL_SOURCES, LoadedModel, ModelOptions
+from compressor.settings import ModelSettings
+
+
+def load(
+    directory: str | os.PathLike[str],
+    *,
+    model: nn.Module | Callable[[], nn.Module] | str | None = None,
+    device: str | torch.device = "cpu",
+) -> nn.Module:
+    """Load a model that `compressor.save` or the command line saved.
+
+    Args:
+        directory: The saved directory.
+        model: What the low-rank layers go into, for plain torch modules only: the dense module as
+            it was before compression (changed in place; its weights do not matter), a function
+            that builds it, or ``path/to/file.py:factory``. transformers and timm directories
+            tell by themselves.
+        device: Where the model goes.
+
+    Returns:
+        The model in eval mode, with the logits that it had when it was saved.
+
+    Raises:
+        CheckpointError: If the directory was not saved by this package, by a newer version, or
+            holds a plain torch module and ``model`` is not given.
+        LayerError: If ``model`` has not the layers that were factorized.
+        ModelError: If weights are damaged or do not fit.
+    """
+    path = Path(directory)
+    where = torch.device(device)
+    if model is None or isinstance(model, str):
+        return load_saved(path, ModelOptions(device=where, factory=model)).module
+    config = _config(path)
+    saved = find_lowrank(config, where=str(path / "config.json"))
+    if saved is None or saved.framework != "torch":
+        raise UsageError(
+            f"{path} is no saved plain torch module, so model= does not apply. Leave it out."
+        )
+    module = model if isinstance(model, nn.Module) else model()
+    return rebuild_into(module, path, config, ModelOptions(device=where)).module
+
+
+def load_saved(directory: Path, options: ModelOptions | ModelSettings) -> LoadedModel:
+    """Load a saved directory with everything that came with it.
+
+    Args:
+        directory: The saved directory.
+        options: Device, factory and input overrides.
+
+    Raises:
+        CheckpointError: If this package did not save the directory.
+    """
+    if isinstance(options, ModelSettings):
+        options = options_from(options)
+    config = _config(directory)
+    saved = find_lowrank(config, where=str(directory / "config.json"))
+    if saved is None:
+        raise CheckpointError(
+            f"{directory} was not saved by compressor: its config.json has no low-rank block. Load "
+            "it with its own framework, or compress it first."
+        )
+    return MODEL_SOURCES.get(saved.framework).rebuild(directory, config, options)
+
+
+def _config(directory: Path) -> dict[str, object]:
+    if not directory.is_dir():
+        raise CheckpointError(f"There is no directory {directory}.")
+    return read_config(directory)
+
+
+__all__ = ["load", "load_saved", "resolve_device"]

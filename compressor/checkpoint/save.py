@@ -1,0 +1,173 @@
+"""Writing a model directory: whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from compressor.checkpoint.format import LowRankConfig, find_lowrank, read_config
+from compressor.checkpoint.storage import cast_state
+from compressor.errors import CheckpointError, OutputExistsError
+from compressor.models.source import MODEL_SOURCES, LoadedModel
+
+MARGIN = 1 << 20
+"""Bytes that config, reports and file headers may take beside the weights."""
+
+
+def save_directory(
+    model: LoadedModel,
+    directory: Path,
+    *,
+    lowrank: LowRankConfig,
+    extra_files: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+    max_shard_size: str = "5GB",
+) -> int:
+    """Write a factorized model as a directory of its framework.
+
+    Everything is written into a temporary sibling directory, flushed to disk and renamed at the
+    end, so that ``directory`` is never half written.
+
+    Args:
+        model: The model; its module is already factorized.
+        directory: Where to write.
+        lowrank: Which layers were factorized.
+        extra_files: Text of further files by name: plan.json, report.json, README.md.
+        overwrite: Replace ``directory`` if compressor wrote it, or if it is empty.
+        max_shard_size: Largest weight file, as huggingface_hub writes sizes.
+
+    Returns:
+        Size of the weight files in bytes.
+
+    Raises:
+        OutputExistsError: If ``directory`` exists and may not be replaced.
+        CheckpointError: If there is no space, no permission, or the disk fails.
+        LayerError: If a weight does not fit its storage type.
+    """
+    directory = Path(os.path.abspath(directory))  # a symlink's target is not what is replaced
+    refuse_existing(directory, overwrite=overwrite)
+    source = MODEL_SOURCES.get(model.framework)
+    state = cast_state(model.module, model.storage_dtypes)
+    with _explained(directory):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        _refuse_full_disk(directory.parent, state, model)
+        with _sibling(directory) as temporary:
+            source.write_weights(model, temporary, state, max_shard_size=max_shard_size)
+            source.write_architecture(
+                model, temporary, lowrank.model_dump(mode="json", exclude_defaults=False)
+            )
+            for name, text in (extra_files or {}).items():
+                (temporary / name).write_text(text, encoding="utf-8")
+            _flush(temporary)
+            _move_into_place(temporary, directory)
+    return sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+
+
+def refuse_existing(directory: Path, *, overwrite: bool) -> None:
+    """Refuse an output that exists, unless it is to be overwritten and may be.
+
+    Args:
+        directory: Where a run wants to write; checked before any work is done, and again on saving.
+        overwrite: Whether a directory that compressor wrote may be replaced.
+
+    Raises:
+        OutputExistsError: If it may not be written.
+    """
+    if not directory.exists() and not directory.is_symlink():
+        return
+    if not directory.is_dir() or directory.is_symlink():
+        raise OutputExistsError(f"{directory} exists and is no directory. Choose another --out.")
+    if not any(directory.iterdir()):
+        return
+    if not overwrite:
+        raise OutputExistsError(
+            f"{directory} exists. Pass --overwrite to replace it, or choose another --out."
+        )
+    if not _is_ours(directory):
+        raise OutputExistsError(
+            f"{directory} was not written by compressor, so --overwrite does not replace it. "
+            "Choose another --out, or remove it yourself."
+        )
+
+
+def _is_ours(directory: Path) -> bool:
+    try:
+        return find_lowrank(read_config(directory), where=str(directory)) is not None
+    except CheckpointError:
+        return False
+
+
+def _refuse_full_disk(parent: Path, state: Mapping[str, Tensor], model: LoadedModel) -> None:
+    tensors = {id(tensor): tensor for tensor in state.values()}
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    needed += sum(path.stat().st_size for path in model.carried) + MARGIN
+    free = shutil.disk_usage(parent).free
+    if needed > free:
+        raise CheckpointError(
+            f"No space in {parent}: {needed:,} bytes are needed, {free:,} are free. Make room, or "
+            "choose an --out elsewhere."
+        )
+
+
+@contextlib.contextmanager
+def _explained(directory: Path) -> Iterator[None]:
+    """Turn what a failing disk raises into one error that names the directory."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"Cannot write {directory}: {error}. Nothing was left there; check space and "
+            "permissions, or choose another --out."
+        ) from error
+
+
+@contextlib.contextmanager
+def _sibling(directory: Path) -> Iterator[Path]:
+    """Make a temporary directory beside ``directory``, and remove it if it is still there."""
+    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        os.chmod(temporary, 0o777 & ~_umask())  # mkdtemp lets only the owner in
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _flush(directory: Path) -> None:
+    """Force every file of ``directory`` to the disk, where writing errors would show at last."""
+    for path in (*directory.iterdir(), directory):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _move_into_place(temporary: Path, directory: Path) -> None:
+    """Rename ``temporary`` to ``directory``; an old one steps aside and returns on failure."""
+    if not directory.exists():
+        temporary.rename(directory)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.old.", dir=directory.parent))
+    old = aside / directory.name
+    directory.rename(old)
+    try:
+        temporary.rename(directory)
+    except OSError:
+        old.rename(directory)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
