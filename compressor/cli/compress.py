@@ -38,10 +38,10 @@ def compress(
     """Make a checkpoint smaller: measure, plan, factorize, evaluate, save, report.
 
     Examples:
-    compressor compress models/bert --data docs.csv --budget layers=60% --out small
+    compressor compress bert --data docs.csv --budget layers=60% --out small
     compressor compress resnet50 --data photos --budget params=80% --out small
     compressor compress net.py:build --data photos --budget layers=0.7 --out small
-    compressor compress models/bert --data docs.csv --plan plan.json --out small
+    compressor compress bert --data docs.csv --plan plan.json --out small
     """
     if plan is None and not method.budget:
         raise UsageError(

@@ -15,7 +15,7 @@ def evaluate(model: ModelSettings, data: DataSettings, settings: RunSettings) ->
 
     Examples:
     compressor evaluate small --data docs.csv
-    compressor evaluate models/bert --data docs.csv --limit 500 --json
+    compressor evaluate bert --data docs.csv --limit 500 --json
     """
 
     def work(progress: Progress) -> EvaluationReport:

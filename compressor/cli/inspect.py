@@ -30,7 +30,7 @@ def inspect(
     Needs no data, and reads shapes without weights where it can.
 
     Examples:
-    compressor inspect models/bert
+    compressor inspect bert
     compressor inspect tf_efficientnet_lite0 --json
     compressor inspect net.py:build --input-size 32 --exclude 'stem.*'
     """

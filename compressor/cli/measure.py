@@ -22,8 +22,8 @@ def measure(
     """Measure neural collapse and rank of every layer on labelled data.
 
     Examples:
-    compressor measure models/bert --data docs.csv --max-length 64
-    compressor measure tf_efficientnet_lite0 --data photos --calibration 512 --json
+    compressor measure bert --data docs.csv --max-length 64
+    compressor measure tf_efficientnet_lite0 --data photos --limit 500 --json
     """
 
     def work(progress: Progress) -> MeasurementReport:

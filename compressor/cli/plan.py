@@ -32,8 +32,8 @@ def plan(
     `compressor compress --plan plan.json` replays it exactly.
 
     Examples:
-    compressor plan models/bert --data docs.csv --budget layers=60%
-    compressor plan models/bert --data docs.csv --budget params=0.8 --seed 1
+    compressor plan bert --data docs.csv --budget layers=60%
+    compressor plan bert --data docs.csv --budget params=0.8 --seed 1
     """
     if not method.budget:
         raise UsageError("Nothing says how small. Give --budget, for instance --budget layers=50%.")

@@ -68,8 +68,10 @@ class TerminalProgress:
         finally:
             self._bars.remove_task(task)
         seconds = time.perf_counter() - started
-        self._console.print(f"{description}: {count} in {seconds:.1f} s", style="dim", markup=False)
+        self._console.print(
+            f"{description}: {count} in {seconds:.1f} s", style="dim", markup=False, highlight=False
+        )
 
     def note(self, message: str) -> None:
         """Print the message on a line of its own."""
-        self._console.print(message, markup=False)
+        self._console.print(message, markup=False, highlight=False)

@@ -40,7 +40,9 @@ def figure(value: float | None) -> str:
     """Return a positive quantity such as NC1 with three significant digits: 0.512, 113, 1.2e+05."""
     if value is None:
         return MISSING
-    if value != 0 and not 1e-3 <= abs(value) < 1e4:
+    if value == 0:
+        return "0"
+    if not 1e-3 <= abs(value) < 1e4:
         return f"{value:.1e}"
     return _three_digits(value)
 
@@ -69,6 +71,6 @@ def shorten(name: str, width: int) -> str:
 def _three_digits(value: float) -> str:
     magnitude = abs(value)
     decimals = 0 if magnitude >= 99.95 else 1 if magnitude >= 9.995 else 2
-    if magnitude < 0.9995 and value != 0:
+    if magnitude < 0.9995:
         decimals = 3
     return f"{value:.{decimals}f}"

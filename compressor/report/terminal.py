@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from compressor.report.figures import count, duration, figure, percent, shorten, size
+from compressor.report.layer_table import LayerTable, plain_table
 from compressor.report.verdict import guidance, summary, verdict
 from compressor.schema import (
     Choice,
@@ -25,7 +25,7 @@ from compressor.schema import (
     Report,
 )
 
-NAME_WIDTH = 27
+BLANK = Text()
 STYLES = {"good": "green", "fair": "yellow", "bad": "red"}
 
 
@@ -36,8 +36,11 @@ def view_report(report: Report) -> RenderableType:
     return Group(
         Text(summary(report), style="bold"),
         Text(sentence, style=STYLES[grade]),
+        BLANK,
         _ranks(report.layers),
+        BLANK,
         _before_and_after(report.dense, report.compressed),
+        BLANK,
         *_data(report.data),
         *([Text(guided)] if guided else []),
         *_left_dense(report.left_dense),
@@ -56,7 +59,9 @@ def view_plan(plan: PlanReport) -> RenderableType:
             f"{percent(plan.parameter_share)} of all.",
             style="bold",
         ),
+        BLANK,
         _ranks(plan.layers),
+        BLANK,
         *([_choices(plan.selection)] if plan.selection else []),
         *_left_dense(plan.left_dense),
         *_notes(plan.notes),
@@ -72,18 +77,20 @@ def view_inspection(inspection: Inspection, limit: int | None = None) -> Rendera
         limit: Layers to list at most; all if None.
     """
     share = inspection.layer_parameters / max(inspection.parameters, 1)
-    table = _table(("layer", "<"), ("kind", "<"), "shape", "params", "break-even", "FLOPs")
-    for layer in inspection.layers[:limit]:
-        table.add_row(
-            *_cells(
-                shorten(layer.name, NAME_WIDTH),
+    table = LayerTable(
+        ("layer", "kind", "shape", "parameters", "break-even", "FLOPs"),
+        [
+            (
+                layer.name,
                 layer.kind,
                 _shape(layer.shape),
                 count(layer.parameters),
                 f"{layer.break_even_rank}/{layer.full_rank}",
                 count(layer.flops),
             )
-        )
+            for layer in inspection.layers[:limit]
+        ],
+    )
     hidden = len(inspection.layers) - len(inspection.layers[:limit])
     return Group(
         Text(
@@ -96,8 +103,10 @@ def view_inspection(inspection: Inspection, limit: int | None = None) -> Rendera
             f"Smallest budgets: layers={_floor(inspection.smallest_layers)}, "
             f"params={_floor(inspection.smallest_params)}."
         ),
+        BLANK,
         table,
         *([Text(f"and {hidden} more layers (--limit)")] if hidden else []),
+        BLANK,
         *_left_dense(inspection.left_dense),
         _line("model", f"{inspection.model} ({inspection.framework})"),
         _line("input", inspection.input or "unknown"),
@@ -109,13 +118,11 @@ def view_inspection(inspection: Inspection, limit: int | None = None) -> Rendera
 
 def view_measurement(measurement: MeasurementReport) -> RenderableType:
     """Return what `measure` shows."""
-    table = _table(
-        ("layer", "<"), "NC1 in", "NC1 out", "CDNV in", "NC4", "eff. rank", "of data", "full"
-    )
-    for layer in measurement.layers:
-        table.add_row(
-            *_cells(
-                shorten(layer.name, NAME_WIDTH),
+    table = LayerTable(
+        ("layer", "NC1 in", "NC1 out", "CDNV in", "NC4", "eff. rank", "of data", "full"),
+        [
+            (
+                layer.name,
                 figure(layer.nc1_quotient),
                 figure(layer.nc1_quotient_output),
                 figure(layer.cdnv),
@@ -124,7 +131,9 @@ def view_measurement(measurement: MeasurementReport) -> RenderableType:
                 "–" if layer.effective_rank_data is None else f"{layer.effective_rank_data:.0f}",
                 str(layer.full_rank),
             )
-        )
+            for layer in measurement.layers
+        ],
+    )
     quotients = [
         layer.nc1_quotient for layer in measurement.layers if layer.nc1_quotient is not None
     ]
@@ -132,6 +141,7 @@ def view_measurement(measurement: MeasurementReport) -> RenderableType:
     labels = "the given labels" if measurement.labels == "given" else "k-means clusters, not labels"
     return Group(
         Text(f"{len(measurement.layers)} layers measured{span} (by {labels}).", style="bold"),
+        BLANK,
         table,
         Text(
             "NC1: tr Σ_W / tr Σ_B, small where classes have collapsed. NC4: samples whose nearest "
@@ -139,6 +149,7 @@ def view_measurement(measurement: MeasurementReport) -> RenderableType:
             "the weight on its data.",
             style="dim",
         ),
+        BLANK,
         *_data(measurement.data),
         *_left_dense(measurement.left_dense),
         *_notes(measurement.notes),
@@ -169,12 +180,12 @@ def view_evaluation(evaluation: EvaluationReport) -> RenderableType:
 
 
 def _ranks(layers: Sequence[LayerFigures]) -> RenderableType:
-    table = _table(("layer", "<"), "shape", "rank", "kept", "NC1", "lost", "bound")
+    rows = []
     for layer in layers:
         dense = layer.rank >= layer.full_rank
-        table.add_row(
-            *_cells(
-                shorten(layer.name, NAME_WIDTH),
+        rows.append(
+            (
+                layer.name,
                 _shape(layer.shape),
                 "dense" if dense else f"{layer.rank}/{layer.full_rank}",
                 percent(layer.parameters / max(layer.shape[0] * layer.shape[1], 1), 0),
@@ -183,6 +194,7 @@ def _ranks(layers: Sequence[LayerFigures]) -> RenderableType:
                 "–" if dense else percent(layer.bound),
             )
         )
+    table = LayerTable(("layer", "shape", "rank", "kept", "NC1", "lost", "bound"), rows)
     legend = (
         "NC1: tr Σ_W / tr Σ_B of the layer's input. Lost: share of its output's energy; bound: the "
         "most that collapse lets this rank lose."
@@ -191,7 +203,7 @@ def _ranks(layers: Sequence[LayerFigures]) -> RenderableType:
 
 
 def _before_and_after(dense: ModelFigures, small: ModelFigures) -> RenderableType:
-    table = _table(("", "<"), "dense", "compressed", "share")
+    table = plain_table(("", "dense", "compressed", "share"))
     rows = (
         ("parameters", count, dense.parameters, small.parameters),
         ("  in these layers", count, dense.layer_parameters, small.layer_parameters),
@@ -209,7 +221,7 @@ def _before_and_after(dense: ModelFigures, small: ModelFigures) -> RenderableTyp
 
 
 def _choices(choices: Iterable[Choice]) -> RenderableType:
-    table = _table(("choice", "<"), "KL", "accuracy", "NC1", "")
+    table = plain_table(("choice", "KL", "accuracy", "NC1", ""))
     for choice in choices:
         table.add_row(
             *_cells(
@@ -254,17 +266,6 @@ def _line(label: str, value: str) -> RenderableType:
     grid.add_column(overflow="fold")
     grid.add_row(Text(label), Text(value))
     return grid
-
-
-def _table(*columns: str | tuple[str, str]) -> Table:
-    """Return an empty table; columns are right-aligned unless given as (title, "<")."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), show_edge=False)
-    for column in columns:
-        title = column if isinstance(column, str) else column[0]
-        table.add_column(
-            title, justify="right" if isinstance(column, str) else "left", no_wrap=True
-        )
-    return table
 
 
 def _cells(*values: str) -> list[Text]:

@@ -1,0 +1,52 @@
+import math
+
+import pytest
+from results import report
+
+from compressor.report.verdict import guidance, summary, verdict
+
+
+def test_the_summary_says_what_happened():
+    assert summary(report()) == (
+        "60.0 % of the layers' parameters kept, accuracy 92.2 → 91.7 % (−0.5 points), "
+        "checkpoint 45.4 MB → 36.9 MB."
+    )
+
+
+def test_without_labels_the_summary_counts_unchanged_predictions():
+    assert "98.0 % of the predictions unchanged" in summary(report(dense=None, compressed=None))
+
+
+@pytest.mark.parametrize(
+    ("case", "grade", "words"),
+    [
+        ((0.90, 0.91, 1000, 0.95), "good", "no accuracy was lost"),
+        ((0.90, 0.88, 100, 0.90), "good", "within chance"),
+        ((0.90, 0.895, 100_000, 0.99), "good", "less than a point"),
+        ((0.90, 0.88, 100_000, 0.95), "fair", "moderate"),
+        ((0.90, 0.80, 100_000, 0.85), "bad", "heavy"),
+        ((0.90, 0.80, 20, 0.50), "bad", "heavy"),
+        ((None, None, 100, 0.9), "fair", "Without labels"),
+    ],
+)
+def test_the_verdict_weighs_the_loss(case, grade, words):
+    dense, compressed, samples, agreement = case
+    found, sentence = verdict(
+        report(dense=dense, compressed=compressed, samples=samples, agreement=agreement)
+    )
+    assert found == grade
+    assert words in sentence
+
+
+def test_chance_is_two_standard_errors_of_the_disagreement():
+    _, sentence = verdict(report(dense=0.9, compressed=0.88, samples=100, agreement=0.9))
+    assert f"±{100 * 2 * math.sqrt(0.1 / 100):.1f} points" in sentence
+
+
+def test_guidance_is_compared_with_the_best_unguided_choice():
+    assert guidance(report()) == (
+        "NC1 guidance gained on the selection data: KL 0.0150 guided, 0.0200 unguided. "
+        "Chosen: nc1 β=0.5."
+    )
+    unguided = report().selection[:1]
+    assert guidance(report(selection=unguided)) is None
