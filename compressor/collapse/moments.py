@@ -1,0 +1,193 @@
+"""Class-conditional moments in one streaming pass: counts, means, scatter; exact and mergeable."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BLOCK = 8192
+"""Rows whose Gram matrix is summed in the rows' own precision before it is added in float64."""
+
+
+class ClassMoments:
+    """Accumulates rows z [D] of C classes into counts, means and within-class scatter.
+
+    Rows are centred by their own batch's class means before they are multiplied, and batches are
+    merged by the formula of Chan, Golub & LeVeque (1983), so that a common offset of the rows costs
+    no digits. State is float64. Memory is D×D + C×D, never C×D×D. With weights, every count below
+    is a sum of weights.
+
+    Args:
+        classes: Number of classes C.
+        features: Width D of the rows.
+        scatter: Keep the scatter matrix; without it only its trace is kept, by class.
+        device: Where the state lies.
+
+    Attributes:
+        counts: Rows (or weight) seen of each class, [C].
+        means: Class means [C, D]; zero for classes not seen.
+        traces: Σ_i ‖z_i − μ_c‖² of each class, [C].
+        within: Scatter summed over classes, Σ_c Σ_{i∈c} (z_i−μ_c)(z_i−μ_c)ᵀ [D, D], or None.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        features: int,
+        *,
+        scatter: bool = True,
+        device: torch.device | None = None,
+    ) -> None:
+        zeros = {"dtype": torch.float64, "device": device}
+        self.counts: Tensor = torch.zeros(classes, **zeros)  # type: ignore[arg-type]
+        self.means: Tensor = torch.zeros(classes, features, **zeros)  # type: ignore[arg-type]
+        self.traces: Tensor = torch.zeros(classes, **zeros)  # type: ignore[arg-type]
+        self.within: Tensor | None = (
+            torch.zeros(features, features, **zeros) if scatter else None  # type: ignore[arg-type]
+        )
+
+    def update(self, rows: Tensor, labels: Tensor, weights: Tensor | None = None) -> None:
+        """Add one batch.
+
+        Args:
+            rows: Rows [N, D], float32 or float64 (half precision is computed in float32).
+            labels: Class of each row [N].
+            weights: Weight of each row [N], not negative; None counts each row once.
+
+        Raises:
+            ValueError: If a row holds NaN or Inf, with the number of such rows.
+        """
+        rows = rows if rows.dtype == torch.float64 else rows.float()
+        bad = int((~torch.isfinite(rows).all(1)).sum())
+        if bad:
+            raise ValueError(f"{bad} of {len(rows)} rows hold NaN or Inf")
+        if not len(rows):
+            return
+        present, position = torch.unique(labels, return_inverse=True)
+        mass = rows.new_ones(len(rows), dtype=torch.float64) if weights is None else weights.double()
+        counts = torch.zeros(len(present), dtype=torch.float64, device=rows.device)
+        counts.index_add_(0, position, mass)
+        means = _class_means(rows, position, mass, counts)
+        centred = rows - means.to(rows.dtype)[position]  # rounding here is second order, see below
+        # The means were rounded to the rows' precision: what is left of them is taken out exactly.
+        left = _class_means(centred, position, mass, counts)
+        means = means.to(rows.dtype).double() + left
+        squares = torch.zeros(len(present), dtype=torch.float64, device=rows.device)
+        squares.index_add_(0, position, mass * centred.double().square().sum(1))
+        squares -= counts * left.square().sum(1)
+        gram = None
+        if self.within is not None:
+            scaled = centred if weights is None else centred * mass.sqrt().to(rows.dtype)[:, None]
+            gram = _gram(scaled) - (left * counts[:, None]).T @ left
+        self._add(present, counts, means, squares.clamp_min(0), gram)
+
+    def merge(self, other: ClassMoments) -> ClassMoments:
+        """Return the moments of both sets of rows together; neither is changed."""
+        merged = self.from_state(self.state())
+        present = torch.nonzero(other.counts > 0).flatten()
+        merged._add(
+            present, other.counts[present], other.means[present], other.traces[present], other.within
+        )
+        return merged
+
+    def _add(
+        self, present: Tensor, counts: Tensor, means: Tensor, traces: Tensor, within: Tensor | None
+    ) -> None:
+        """Merge a batch whose classes are ``present`` [k] into the state (Chan et al., eq. 2.1)."""
+        before = self.counts[present]
+        together = before + counts
+        safe = together.where(together > 0, 1.0)
+        delta = means - self.means[present]  # (k, D)
+        share = before * counts / safe  # n_a n_b / (n_a + n_b), 0 for a class not seen before
+        self.traces[present] += traces + share * delta.square().sum(1)
+        if self.within is not None and within is not None:
+            between = delta * share.sqrt()[:, None]
+            self.within += within + between.T @ between
+        self.means[present] += delta * (counts / safe)[:, None]
+        self.counts[present] = together
+
+    @property
+    def total(self) -> float:
+        """Number of rows (or sum of weights) N."""
+        return float(self.counts.sum())
+
+    @property
+    def shares(self) -> Tensor:
+        """Share p_c of each class, [C]."""
+        return self.counts / max(self.total, 1e-300)
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean μ of all rows, [D]."""
+        return self.shares @ self.means
+
+    @property
+    def within_covariance(self) -> Tensor:
+        """Σ_W = Σ_c p_c E[(z−μ_c)(z−μ_c)ᵀ | c], [D, D].
+
+        Raises:
+            ValueError: If the scatter was not kept.
+        """
+        if self.within is None:
+            raise ValueError("the scatter matrix was not kept")
+        return self.within / max(self.total, 1e-300)
+
+    @property
+    def between_factor(self) -> Tensor:
+        """Rows √p_c (μ_c − μ) [C, D]; Σ_B is its Gram matrix."""
+        return self.shares.sqrt()[:, None] * (self.means - self.mean)
+
+    @property
+    def between_covariance(self) -> Tensor:
+        """Σ_B = Σ_c p_c (μ_c−μ)(μ_c−μ)ᵀ, [D, D]."""
+        factor = self.between_factor
+        return factor.T @ factor
+
+    @property
+    def total_covariance(self) -> Tensor:
+        """Σ_T = Σ_W + Σ_B, [D, D]."""
+        return self.within_covariance + self.between_covariance
+
+    @property
+    def within_trace(self) -> float:
+        """Return tr Σ_W, known without the scatter too."""
+        return float(self.traces.sum()) / max(self.total, 1e-300)
+
+    @property
+    def between_trace(self) -> float:
+        """Return tr Σ_B."""
+        return float(self.between_factor.square().sum())
+
+    def state(self) -> dict[str, Tensor]:
+        """Return copies of the state's tensors, for a cache or for another process."""
+        tensors = {"counts": self.counts, "means": self.means, "traces": self.traces}
+        if self.within is not None:
+            tensors["within"] = self.within
+        return {name: tensor.clone() for name, tensor in tensors.items()}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Tensor]) -> ClassMoments:
+        """Return the moments that `state` was taken from."""
+        means = state["means"]
+        moments = cls(0, 0, scatter=False, device=means.device)
+        moments.counts, moments.means = state["counts"].clone(), means.clone()
+        moments.traces = state["traces"].clone()
+        moments.within = state["within"].clone() if "within" in state else None
+        return moments
+
+
+def _class_means(rows: Tensor, position: Tensor, mass: Tensor, counts: Tensor) -> Tensor:
+    """Return the weighted means [k, D] in float64 of rows grouped by ``position`` [N]."""
+    sums = torch.zeros(len(counts), rows.shape[1], dtype=torch.float64, device=rows.device)
+    for start in range(0, len(rows), BLOCK):
+        part = slice(start, start + BLOCK)
+        sums.index_add_(0, position[part], rows[part].double() * mass[part, None])
+    return sums / counts.where(counts > 0, 1.0)[:, None]
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """Return rowsᵀ rows [D, D] in float64, multiplied in blocks of the rows' own precision."""
+    total = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=rows.device)
+    for block in rows.split(BLOCK):
+        total += (block.T @ block).double()
+    return total

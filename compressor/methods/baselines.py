@@ -1,0 +1,60 @@
+"""Published rules that need nothing but a recipe, for comparison on the same work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from compressor.methods.guided import allocate
+from compressor.methods.measurement import Measurement
+from compressor.methods.method import METHODS, Decision, Needs
+from compressor.methods.recipe import Recipe
+from compressor.progress import Progress
+
+
+@dataclass(frozen=True)
+class RecipeMethod:
+    """A method that is one recipe.
+
+    Args:
+        name: Name it is registered under.
+        source: Paper it comes from.
+        recipe: What it does.
+        weights_only: Whether it needs no data at all.
+    """
+
+    name: str
+    source: str
+    recipe: Recipe
+    weights_only: bool = False
+
+    def needs(self, *, gradients: bool) -> Needs:
+        """What the recipe needs; ``gradients`` has no say, for the recipe is what it is."""
+        del gradients
+        if self.weights_only:
+            return "weights"
+        return "gradients" if self.recipe.gradients else "forward"
+
+    def decide(
+        self, measurement: Measurement, weights: int, *, multiple: int, progress: Progress
+    ) -> Decision:
+        """Allocate under the recipe."""
+        del progress
+        ranks = allocate(measurement, self.recipe, weights, multiple=multiple)
+        return Decision(ranks, self.recipe)
+
+
+for method in (
+    RecipeMethod(
+        name="svd",
+        source="Eckart & Young 1936: truncated SVD of the weights, the same share in every layer",
+        recipe=Recipe(input_metric="identity", allocation="uniform", norm_correction=False),
+        weights_only=True,
+    ),
+    RecipeMethod(
+        name="whitened",
+        source="SVD-LLM, arXiv 2403.07378: truncation-aware whitening, the same share in every "
+        "layer",
+        recipe=Recipe(input_metric="second_moment", allocation="uniform", norm_correction=False),
+    ),
+):
+    METHODS.register(method.name)(method)

@@ -1,0 +1,121 @@
+"""From ranks and metrics to a model whose layers are factorized."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from compressor.collapse.capture import LayerStatistics
+from compressor.errors import LayerError
+from compressor.layers.candidates import Candidate
+from compressor.layers.kinds import LAYER_KINDS
+from compressor.layers.surgery import BuildSpec, install, structural_copy
+from compressor.methods.decompose import Decomposition, decompose
+from compressor.methods.metrics import INPUT_METRICS, OUTPUT_METRICS, InputMetric
+from compressor.methods.recipe import Recipe
+
+
+class Decompositions:
+    """Each layer's decomposition under a recipe's metrics, computed once and kept.
+
+    Recipes that differ only in how the budget is shared use the same decompositions.
+
+    Args:
+        model: The dense model.
+        layers: Its candidates by name.
+        statistics: Statistics by layer name; layers without any are truncated in the identity.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, Candidate],
+        statistics: Mapping[str, LayerStatistics],
+    ) -> None:
+        self._modules = dict(model.named_modules())
+        self._layers = layers
+        self._statistics = statistics
+        self._kept: dict[tuple[str, str], tuple[Decomposition, Tensor | None]] = {}
+
+    def get(self, name: str, recipe: Recipe) -> tuple[Decomposition, Tensor | None]:
+        """Return the decomposition of one layer, and the mean input [n] its bias corrects for.
+
+        Raises:
+            LayerError: If the layer's weights or statistics are not finite, or the
+                eigendecomposition fails.
+        """
+        key = (name, f"{recipe.input_metric} {recipe.alpha} {recipe.rows} {recipe.output_metric}")
+        if key not in self._kept:
+            self._kept[key] = self._decompose(name, recipe)
+        return self._kept[key]
+
+    def _decompose(self, name: str, recipe: Recipe) -> tuple[Decomposition, Tensor | None]:
+        weight = LAYER_KINDS.get(self._layers[name].kind).matrix(self._modules[name])
+        inputs, outputs = InputMetric(None, None), None
+        if name in self._statistics:
+            statistics = self._statistics[name]
+            inputs = INPUT_METRICS.get(recipe.input_metric)(statistics, recipe)
+            outputs = OUTPUT_METRICS.get(recipe.output_metric)(statistics)
+        try:
+            return decompose(_double(weight), inputs.matrix, outputs), inputs.mean
+        except (ValueError, torch.linalg.LinAlgError) as error:
+            raise LayerError(name, f"it cannot be decomposed: {error}") from error
+
+
+def factorized(
+    model: nn.Module,
+    layers: Mapping[str, Candidate],
+    ranks: Mapping[str, int],
+    recipe: Recipe,
+    decompositions: Decompositions,
+) -> nn.Module:
+    """Return a copy of ``model`` with layers factorized; untouched tensors are shared with it.
+
+    Args:
+        model: The dense model.
+        layers: Its candidates by name.
+        ranks: Rank by layer name; a layer above its break-even rank stays dense.
+        recipe: Metrics of the truncation.
+        decompositions: Where each layer's decomposition comes from.
+
+    Raises:
+        LayerError: If a layer cannot be factorized.
+    """
+    modules = dict(model.named_modules())
+    chosen = {
+        name: rank for name, rank in ranks.items() if rank <= layers[name].break_even_rank
+    }
+    compressed = structural_copy(model)
+    install(
+        compressed,
+        {
+            name: BuildSpec(layers[name].kind, rank, layers[name].has_bias)
+            for name, rank in chosen.items()
+        },
+    )
+    replaced = dict(compressed.named_modules())
+    for name, rank in chosen.items():
+        kind = LAYER_KINDS.get(layers[name].kind)
+        decomposition, mean = decompositions.get(name, recipe)
+        up, down = decomposition.factors(rank)
+        bias = getattr(modules[name], "bias", None)
+        if bias is not None:
+            bias = corrected_bias(_double(bias.detach()), kind.matrix(modules[name]), up, down, mean)
+        kind.fill(replaced[name], up, down, bias)
+    return compressed
+
+
+def corrected_bias(
+    bias: Tensor, weight: Tensor, up: Tensor, down: Tensor, mean: Tensor | None
+) -> Tensor:
+    """Return b + (W − Ŵ) μ [m]: the truncated layer's mean output is the dense layer's."""
+    if mean is None:
+        return bias
+    return bias + _double(weight) @ mean - up @ (down @ mean)
+
+
+def _double(tensor: Tensor) -> Tensor:
+    """Return the tensor in float64, on the CPU where the device has none."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()

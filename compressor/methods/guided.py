@@ -1,0 +1,129 @@
+"""``nc1``, the default method: a small grid of recipes, the best on held-out data.
+
+No single rule wins on every network, so every recipe of the grid is allocated the same budget and
+judged by its KL to the dense model on selection data that no statistic came from. The grid always
+contains unguided recipes: what NC1 guidance gained or lost is in the report.
+"""
+
+from __future__ import annotations
+
+from compressor.methods.allocation import ALLOCATORS, options
+from compressor.methods.measurement import Measurement
+from compressor.methods.method import METHODS, Decision, Needs
+from compressor.methods.metrics import LAYER_WEIGHTS
+from compressor.methods.recipe import Recipe
+from compressor.progress import Progress
+from compressor.schema import Choice
+
+GRADIENT_GRID = (
+    Recipe(rows="gradient", output_metric="fisher"),
+    Recipe(rows="gradient", output_metric="fisher", layer_weight="root"),
+    Recipe(rows="gradient", output_metric="fisher", layer_weight="relative"),
+    Recipe(rows="gradient", output_metric="fisher", layer_weight="nc1", beta=0.25),
+    Recipe(
+        input_metric="class_aware",
+        alpha="nc1",
+        rows="gradient",
+        output_metric="fisher",
+    ),
+    Recipe(
+        input_metric="class_aware",
+        alpha="nc1",
+        rows="gradient",
+        output_metric="fisher",
+        layer_weight="root",
+    ),
+)
+
+FORWARD_GRID = (
+    Recipe(allocation="uniform"),
+    Recipe(layer_weight="relative"),
+    Recipe(layer_weight="nc1", beta=0.25),
+    Recipe(layer_weight="nc1", beta=0.5),
+    Recipe(input_metric="class_aware", alpha="nc1", allocation="uniform"),
+    Recipe(input_metric="class_aware", alpha="nc1", layer_weight="nc1", beta=0.25),
+)
+
+
+class Guided:
+    """NC1-guided allocation and class-aware metric, chosen on held-out data."""
+
+    name = "nc1"
+    source = (
+        "Zangrando et al., arXiv 2402.03991 (collapse and rank); two-sided Fisher metric as in "
+        "GFWSVD, arXiv 2505.17974, with input rows weighted by their gradient"
+    )
+
+    def needs(self, *, gradients: bool) -> Needs:
+        """A backward pass where gradients are allowed, else one forward pass."""
+        return "gradients" if gradients else "forward"
+
+    def decide(
+        self, measurement: Measurement, weights: int, *, multiple: int, progress: Progress
+    ) -> Decision:
+        """Allocate the budget under each recipe and keep the best on the selection data.
+
+        Without selection data the grid's first recipe is taken.
+        """
+        grid = GRADIENT_GRID if measurement.gradients else FORWARD_GRID
+        if measurement.selection is None:
+            recipe = grid[0]
+            return Decision(allocate(measurement, recipe, weights, multiple=multiple), recipe)
+        tried: list[tuple[Choice, Decision]] = []
+        for recipe in progress.track(grid, description="select", total=len(grid)):
+            ranks = allocate(measurement, recipe, weights, multiple=multiple)
+            found = measurement.judge(measurement.factorized(ranks, recipe))
+            assert found.kl_to_dense is not None
+            choice = Choice(
+                label=label(recipe),
+                kl=found.kl_to_dense,
+                accuracy=found.accuracy,
+                guided=recipe.guided,
+                chosen=False,
+            )
+            tried.append((choice, Decision(ranks, recipe)))
+        best = min(range(len(tried)), key=lambda i: (tried[i][0].kl, -(tried[i][0].accuracy or 0)))
+        selection = tuple(
+            choice.model_copy(update={"chosen": index == best})
+            for index, (choice, _) in enumerate(tried)
+        )
+        decision = tried[best][1]
+        return Decision(decision.ranks, decision.recipe, selection)
+
+
+def allocate(
+    measurement: Measurement, recipe: Recipe, weights: int, *, multiple: int
+) -> dict[str, int]:
+    """Return the ranks that a recipe gives to a number of affordable weights."""
+    layers = {}
+    for name, layer in measurement.candidates.layers.items():
+        decomposition, _ = measurement.decompositions.get(name, recipe)
+        tail = decomposition.tail()
+        weight = 1.0
+        if name in measurement.layers:
+            weight = LAYER_WEIGHTS.get(recipe.layer_weight)(
+                measurement.layers[name], float(tail[0]), recipe
+            )
+        elif recipe.layer_weight == "relative":
+            weight = 1 / max(float(tail[0]), 1e-300)
+        layers[name] = options(layer, (tail * weight).cpu().numpy(), multiple=multiple)
+    return ALLOCATORS.get(recipe.allocation)(layers, weights)
+
+
+def label(recipe: Recipe) -> str:
+    """Return a recipe in a few words, for tables."""
+    parts = [recipe.input_metric.replace("_", "-")]
+    if recipe.input_metric == "class_aware":
+        parts[0] += f" α={recipe.alpha}"
+    if recipe.rows == "gradient":
+        parts.append("gradient rows")
+    if recipe.output_metric != "identity":
+        parts.append(recipe.output_metric.replace("_", "-"))
+    if recipe.allocation != "knapsack":
+        parts.append(recipe.allocation)
+    elif recipe.layer_weight != "one":
+        parts.append(f"weight {recipe.layer_weight}" + (f" β={recipe.beta:g}" * (recipe.beta > 0)))
+    return ", ".join(parts)
+
+
+METHODS.register("nc1")(Guided())

@@ -1,0 +1,110 @@
+"""What is known of a dense model before any rank is chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from compressor.collapse.capture import LayerStatistics, Statistics
+from compressor.evaluation.loop import Evaluation, evaluate
+from compressor.forward import Batches, Forward
+from compressor.layers.candidates import Candidates
+from compressor.methods.factorize import Decompositions, factorized
+from compressor.methods.norms import corrected_norms, has_batch_norms
+from compressor.methods.recipe import Recipe
+from compressor.progress import SILENT, Progress
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A dense model, its candidates, and what one pass over the calibration data found.
+
+    Args:
+        model: The dense model.
+        candidates: Its layers that can be factorized.
+        statistics: What the pass gathered; None where only weights are needed.
+        calibration: The batches it ran on.
+        selection: Held-out batches that choices are judged on; None where there are none.
+        forward: How to call the model.
+        gradients: Whether the pass went backwards too.
+        seed: Seed of the pass.
+    """
+
+    model: nn.Module = field(repr=False)
+    candidates: Candidates
+    statistics: Statistics | None = field(repr=False)
+    calibration: Batches = field(repr=False)
+    selection: Batches | None = field(repr=False)
+    forward: Forward
+    gradients: bool
+    seed: int
+
+    @cached_property
+    def decompositions(self) -> Decompositions:
+        """Decompositions of the layers, shared by every recipe that uses the same metrics."""
+        return Decompositions(self.model, self.candidates.layers, self.layers)
+
+    @property
+    def layers(self) -> dict[str, LayerStatistics]:
+        """Statistics by layer name; empty where only weights were needed."""
+        return {} if self.statistics is None else self.statistics.layers
+
+    @cached_property
+    def dense_selection_logits(self) -> Tensor | None:
+        """The dense model's logits [N, C] on the selection data."""
+        if self.selection is None:
+            return None
+        return evaluate(self.model, self.selection, forward=self.forward).logits
+
+    def factorized(
+        self, ranks: dict[str, int], recipe: Recipe, *, progress: Progress = SILENT
+    ) -> nn.Module:
+        """Return the model factorized as ranks and recipe say.
+
+        Where the recipe leaves the BatchNorm correction open, both models are judged.
+        """
+        plain = factorized(
+            self.model, self.candidates.layers, ranks, recipe, self.decompositions
+        )
+        if recipe.norm_correction is False or not has_batch_norms(self.model):
+            return plain
+        corrected = corrected_norms(
+            self.model, plain, self.calibration, forward=self.forward, progress=progress
+        )
+        if recipe.norm_correction or self.selection is None:
+            return corrected
+        return min((plain, corrected), key=lambda model: self.judge(model).kl_to_dense or 0.0)
+
+    def judge(self, compressed: nn.Module) -> Evaluation:
+        """Return how a compressed model fares on the selection data.
+
+        Raises:
+            ValueError: If there is no selection data.
+        """
+        if self.selection is None:
+            raise ValueError("there is no selection data to judge on")
+        return evaluate(
+            compressed,
+            self.selection,
+            forward=self.forward,
+            dense_logits=self.dense_selection_logits,
+        )
+
+
+def hold_out(batches: Batches, *, every: int = 4) -> tuple[Batches, Batches | None]:
+    """Split batches into calibration and selection: every fourth one is held out.
+
+    Fewer than ``every`` batches are all kept for calibration.
+    """
+    kept = list(batches)
+    held = kept[every - 1 :: every]
+    rest = [batch for index, batch in enumerate(kept) if index % every != every - 1]
+    return rest, held or None
+
+
+def default_device(model: nn.Module) -> torch.device:
+    """Return where the model's first parameter lies, the CPU where it has none."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -1,0 +1,55 @@
+"""What a compression method is, and the registry of methods."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from compressor.methods.measurement import Measurement
+from compressor.methods.recipe import Recipe
+from compressor.progress import Progress
+from compressor.registry import Registry
+from compressor.schema import Choice
+
+Needs = Literal["weights", "forward", "gradients"]
+"""What a method must know: the weights alone, one forward pass, or a backward pass too."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a method decided.
+
+    Args:
+        ranks: Rank by layer name.
+        recipe: How to truncate to them.
+        selection: Candidates it compared on held-out data, if it did.
+    """
+
+    ranks: dict[str, int]
+    recipe: Recipe
+    selection: tuple[Choice, ...] = ()
+
+
+class Method(Protocol):
+    """Chooses a rank for every layer and how to truncate to it. One file each."""
+
+    name: str
+    source: str
+    """Paper and equation, or where the idea comes from; shown by the command line."""
+
+    def needs(self, *, gradients: bool) -> Needs:
+        """Return what the method needs, given whether gradients are allowed."""
+        ...
+
+    def decide(
+        self, measurement: Measurement, weights: int, *, multiple: int, progress: Progress
+    ) -> Decision:
+        """Decide for a number of weights that the candidates may keep together."""
+        ...
+
+
+METHODS: Registry[Method] = Registry(
+    "method",
+    group="methods",
+    modules=("compressor.methods.guided", "compressor.methods.baselines"),
+)

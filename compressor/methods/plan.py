@@ -1,0 +1,139 @@
+"""The plan: a rank for every layer, how to truncate to it, and why; plain data, editable JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from compressor.errors import LayerError, UsageError, did_you_mean
+from compressor.layers.candidates import Candidate, Candidates
+from compressor.methods.recipe import Recipe
+from compressor.schema import Choice
+
+PLAN_VERSION = 1
+
+
+class PlannedLayer(BaseModel):
+    """One layer's place in a plan.
+
+    Args:
+        kind: Registered layer kind.
+        shape: (m, n) of its matrix.
+        rank: Rank to keep; edit this. Above ``break_even_rank`` the layer stays dense.
+        break_even_rank: Largest rank at which two factors are smaller than the dense matrix.
+        nc1_quotient: Collapse of the layer's input, for the reader.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: str
+    shape: tuple[int, int]
+    rank: Annotated[int, Field(ge=1)]
+    break_even_rank: int
+    nc1_quotient: float | None = None
+
+
+class Plan(BaseModel):
+    """What `factorize` carries out.
+
+    Args:
+        version: Version of this schema.
+        method: Name of the method that made it.
+        budget: Budgets it was made for, as written.
+        recipe: Metrics and corrections of the truncation.
+        seed: Seed of the measurement.
+        gradients: Whether the measurement took gradients.
+        layers: Every candidate, by module name.
+        selection: Candidates that were compared on held-out data.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: Literal[1] = PLAN_VERSION
+    method: str
+    budget: tuple[str, ...] = ()
+    recipe: Recipe
+    seed: int = 0
+    gradients: bool = True
+    layers: dict[str, PlannedLayer]
+    selection: tuple[Choice, ...] = ()
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        """Rank by layer name."""
+        return {name: layer.rank for name, layer in self.layers.items()}
+
+    def write(self, path: Path) -> None:
+        """Write the plan as indented JSON."""
+        path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan.json.
+
+    Raises:
+        UsageError: If the file is missing, is no JSON, or does not follow the schema; the message
+            names the key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"Cannot read the plan {path}: {error}") from error
+    try:
+        return Plan.model_validate(json.loads(text))
+    except json.JSONDecodeError as error:
+        raise UsageError(
+            f"{path} is not valid JSON: {error.msg} in line {error.lineno}."
+        ) from error
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        raise UsageError(f"{path}: key {key}: {problem['msg']}.") from error
+
+
+def check_against(plan: Plan, candidates: Candidates) -> None:
+    """Check that a plan fits a model.
+
+    Raises:
+        UsageError: If it names a layer that is no candidate of the model.
+        LayerError: If a shape or rank does not fit.
+    """
+    for name, planned in plan.layers.items():
+        layer = candidates.layers.get(name)
+        if layer is None:
+            reason = candidates.left_dense.get(name)
+            because = f" It is left dense: {reason}." if reason else ""
+            raise UsageError(
+                f"The plan names layer {name!r}, which cannot be factorized in this model."
+                f"{because}{did_you_mean(name, candidates.layers)}"
+            )
+        if planned.shape != layer.shape:
+            raise LayerError(
+                name, f"the plan was made for shape {planned.shape}, the model has {layer.shape}"
+            )
+        if planned.rank > layer.full_rank:
+            raise LayerError(
+                name, f"the plan's rank {planned.rank} is above the full rank {layer.full_rank}"
+            )
+
+
+def planned_layers(
+    layers: Mapping[str, Candidate],
+    ranks: Mapping[str, int],
+    collapse: Mapping[str, float | None],
+) -> dict[str, PlannedLayer]:
+    """Return the plan's layers from candidates, ranks and NC1 quotients by name."""
+    return {
+        name: PlannedLayer(
+            kind=layer.kind,
+            shape=layer.shape,
+            rank=ranks[name],
+            break_even_rank=layer.break_even_rank,
+            nc1_quotient=collapse.get(name),
+        )
+        for name, layer in layers.items()
+    }
