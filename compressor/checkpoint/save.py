@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from torch import Tensor
@@ -59,14 +60,21 @@ def save_directory(
         _refuse_full_disk(directory.parent, state, model)
         with _sibling(directory) as temporary:
             source.write_weights(model, temporary, state, max_shard_size=max_shard_size)
-            source.write_architecture(
-                model, temporary, lowrank.model_dump(mode="json", exclude_defaults=False)
-            )
+            source.write_architecture(model, temporary, _stamped(lowrank, model.framework))
             for name, text in (extra_files or {}).items():
                 (temporary / name).write_text(text, encoding="utf-8")
             _flush(temporary)
             _move_into_place(temporary, directory)
     return sum(path.stat().st_size for path in directory.glob("*.safetensors"))
+
+
+def _stamped(lowrank: LowRankConfig, framework: str) -> dict[str, object]:
+    """Return the block as JSON, with the versions of the packages that write it."""
+    versions = dict(lowrank.versions)
+    for package in dict.fromkeys(("compressor", "torch", framework)):
+        with contextlib.suppress(PackageNotFoundError):
+            versions.setdefault(package, version(package))
+    return lowrank.model_copy(update={"versions": versions}).model_dump(mode="json")
 
 
 def refuse_existing(directory: Path, *, overwrite: bool) -> None:

@@ -384,14 +384,15 @@ def _transform(module: nn.Module, options: ModelOptions) -> ImageTransform:
 
 
 def _built_size(module: nn.Module) -> tuple[int, int, int] | None:
-    """Return the input size that the patch embedding was built for, which the config forgets."""
+    """Return the input size that the model was built for, where it is another than its config's."""
     embedding = getattr(module, "patch_embed", None)
-    size = getattr(embedding, "img_size", None)
-    projection = getattr(embedding, "proj", None)
-    if size is None or not getattr(embedding, "strict_img_size", True):
+    recorded = _as_dict(getattr(module, "_model_args", None))
+    size = recorded.get("img_size") or getattr(embedding, "img_size", None)
+    if size is None:
         return None
-    channels = getattr(projection, "in_channels", 3)
-    return channels, int(size[0]), int(size[1])
+    height, width = (size, size) if isinstance(size, int) else size
+    channels = recorded.get("in_chans") or _pretrained_cfg(module)["input_size"][0]
+    return int(channels), int(height), int(width)
 
 
 MODEL_SOURCES.register("timm")(TimmSource())

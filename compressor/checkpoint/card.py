@@ -1,0 +1,156 @@
+"""The model card: README.md of a saved directory, for whoever finds it without its maker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from compressor.schema import Report
+
+LIBRARIES = {"transformers": "transformers", "timm": "timm", "torch": "pytorch"}
+
+LOADING = {
+    "transformers": """\
+```python
+import compressor  # registers the low-rank layers with transformers
+from transformers import {auto_class}
+
+model = {auto_class}.from_pretrained({directory!r})
+```
+
+Without `import compressor` the load fails with a size mismatch, by design. `pipeline(...)` and
+`Trainer` take the directory as they take any other.
+""",
+    "timm": """\
+```python
+import compressor
+from timm.data import create_transform, resolve_model_data_config
+
+model = compressor.load({directory!r})
+transform = create_transform(**resolve_model_data_config(model))
+```
+
+`timm.create_model("local-dir:…")` alone builds the dense architecture, and then refuses the
+factorized weights.
+""",
+    "torch": """\
+```python
+import compressor
+
+# The Python code of the network is not in this directory: build the dense module as before.
+model = compressor.load({directory!r}, model=YourModule())
+```
+
+On the command line, `--factory path/to/file.py:function` names a function that builds it.
+""",
+}
+
+
+def model_card(report: Report, *, auto_class: str = "AutoModelForSequenceClassification") -> str:
+    """Return the text of README.md: what the model is, what it scores, how to load and remake it.
+
+    Args:
+        report: The report of the compression.
+        auto_class: The transformers class that loads the model (transformers models only).
+    """
+    directory = report.out.rstrip("/").rpartition("/")[2] or report.out
+    loading = LOADING[report.framework].format(directory=directory, auto_class=auto_class)
+    return "\n".join(
+        (
+            _front_matter(report),
+            f"# {directory}",
+            "",
+            f"`{report.model}`, made smaller after training by low-rank factorization "
+            f"({_layers(report)}), with method `{report.method}` and budget "
+            f"{', '.join(f'`{budget}`' for budget in report.budget) or '(from a plan)'}.",
+            "",
+            "## Before and after",
+            "",
+            _table(report),
+            "",
+            _data(report),
+            *(f"\nNote: {note}" for note in report.notes),
+            "",
+            "## Loading",
+            "",
+            "```\npip install compressor\n```",
+            "",
+            loading,
+            "## How it was made",
+            "",
+            _command(report),
+            "",
+            "`plan.json` holds every rank, and `compressor compress --plan plan.json` replays it; "
+            "`report.json` holds every figure. Seed "
+            f"{report.seed}, device {report.device}; {_versions(report.versions)}.",
+            "",
+        )
+    )
+
+
+def _front_matter(report: Report) -> str:
+    lines = [
+        "---",
+        f"library_name: {LIBRARIES[report.framework]}",
+        "tags:",
+        "- compressor",
+        "- low-rank",
+        "- model-compression",
+    ]
+    return "\n".join((*lines, "---", ""))
+
+
+def _layers(report: Report) -> str:
+    factorized = sum(layer.rank < layer.full_rank for layer in report.layers)
+    return f"{factorized} of {len(report.layers)} candidate layers"
+
+
+def _table(report: Report) -> str:
+    dense, compressed = report.dense, report.compressed
+    rows = [
+        ("accuracy", _percent(dense.accuracy), _percent(compressed.accuracy)),
+        ("agreement with dense", "", _percent(compressed.agreement)),
+        ("KL to dense (nats)", "", _number(compressed.kl_to_dense)),
+        ("parameters", f"{dense.parameters:,}", f"{compressed.parameters:,}"),
+        (
+            "weights of candidate layers",
+            f"{dense.layer_parameters:,}",
+            f"{compressed.layer_parameters:,}",
+        ),
+        ("weight files (bytes)", _count(dense.bytes), _count(compressed.bytes)),
+        ("operations per sample", f"{dense.flops:,}", f"{compressed.flops:,}"),
+    ]
+    lines = ["| | dense | compressed |", "|---|---:|---:|"]
+    lines += [f"| {name} | {before} | {after} |" for name, before, after in rows]
+    return "\n".join(lines)
+
+
+def _data(report: Report) -> str:
+    data = report.data
+    return (
+        f"Measured on {data.test.samples:,} test samples of `{data.reference}` "
+        f"({data.classes} classes); calibrated on {data.calibration.samples:,} and selected on "
+        f"{data.selection.samples:,} other samples. The three are disjoint, and report.json "
+        "identifies each by a hash."
+    )
+
+
+def _command(report: Report) -> str:
+    if report.command is None:
+        return "Made from Python with `compressor.compress`; `report.json` holds the settings."
+    return f"```\n{report.command}\n```"
+
+
+def _versions(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.2f} %"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def _count(value: int | None) -> str:
+    return "–" if value is None else f"{value:,}"
