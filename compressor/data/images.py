@@ -23,6 +23,8 @@ class ImageFolderSource:
 
     def recognises(self, reference: str) -> bool:
         """Return whether ``reference`` is a directory that holds folders or images."""
+        if not reference:
+            return False  # a Path would take it for the working directory
         path = Path(reference)
         return path.is_dir() and (bool(_folders(path)) or any(map(_is_image, path.iterdir())))
 

@@ -129,4 +129,6 @@ DATA_SOURCES: Registry[DataSource] = Registry(
         "compressor.data.hub",
     ),
 )
-"""Asked in this order, and the first that recognises the reference reads it."""
+
+ASKED_LAST = ("digits", "saved", "tables", "images", "hub")
+"""Built-in sources in the order in which they are asked, after those that other packages add."""

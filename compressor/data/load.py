@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from compressor.data.labelled import DATA_SOURCES, DataSource, LabelledData, RawSplit
+from compressor.data.labelled import ASKED_LAST, DATA_SOURCES, DataSource, LabelledData, RawSplit
 from compressor.data.labels import ClassMap, map_labels
 from compressor.data.pictures import ImageReader
 from compressor.data.reading import Drawn, Reader
@@ -71,7 +71,10 @@ def find_source(reference: str) -> DataSource:
     Raises:
         DataError: If none does; the message names what lies near, and the forms that are read.
     """
-    for _, source in DATA_SOURCES.items():
+    # Registration follows imports, so it cannot be the order: what looks like a hub id may be more.
+    asked = [name for name in DATA_SOURCES.names() if name not in ASKED_LAST]
+    for name in (*asked, *ASKED_LAST):
+        source = DATA_SOURCES.get(name)
         if source.recognises(reference):
             return source
     path = Path(reference)

@@ -20,6 +20,10 @@ _BUILDERS = {
     ".ndjson": "json",
     ".parquet": "parquet",
 }
+# Files that describe data sets or accompany images rather than hold rows.
+_NOT_ROWS = frozenset(
+    ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
+)
 
 
 class TableSource:
@@ -28,10 +32,18 @@ class TableSource:
     name = "tables"
 
     def recognises(self, reference: str) -> bool:
-        """Return whether ``reference`` is a table or a directory with one beside no folders."""
+        """Return whether ``reference`` is a table, or a directory whose files are tables.
+
+        Tables beside other folders count only where their names tell splits: class folders may
+        carry a list of their files.
+        """
+        if not reference:
+            return False  # a Path would take it for the working directory
         path = Path(reference)
         if path.is_dir():
-            return bool(_tables_in(path))
+            files = _tables_in(path)
+            folders = any(entry.is_dir() for entry in path.iterdir() if entry.name[0] != ".")
+            return bool(files) and (not folders or any(split_named(file.stem) for file in files))
         return path.suffix.lower() in _BUILDERS and path.exists()
 
     def read(self, reference: str, options: DataSettings) -> Mapping[str, RawSplit]:
@@ -52,7 +64,9 @@ class TableSource:
 
 def _tables_in(directory: Path) -> list[Path]:
     return sorted(
-        path for path in directory.iterdir() if path.is_file() and path.suffix.lower() in _BUILDERS
+        path
+        for path in directory.iterdir()
+        if path.is_file() and path.suffix.lower() in _BUILDERS and path.name not in _NOT_ROWS
     )
 
 
@@ -95,6 +109,8 @@ def _load(files: list[Path]) -> Any:
                 **options,
             )
     except (datasets.exceptions.DatasetsError, ValueError, OSError, KeyError, TypeError) as error:
+        if "corresponds to no data" in str(error):  # how `datasets` says that there are no rows
+            raise DataError(f"{files[0]} is empty: it has a header, but no rows.") from error
         cause = error.__cause__ or error
         names = ", ".join(str(file) for file in files)
         raise DataError(f"{names} cannot be read as {builder}: {_first_line(cause)}") from error
