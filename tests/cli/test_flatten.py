@@ -25,7 +25,8 @@ def test_the_settings_arrive_as_they_were_typed():
     words = (
         "net --data d --input-size 1,28,30 --mean 0.5 --std 0.1,0.2,0.3 --num-classes 7 "
         "--device cpu --checkpoint w.pt --calibration 9 --strict --max-length 5 "
-        "--budget layers=50% --budget params=0.8 --exclude a.* --exclude b --no-gradients --rank-multiple 8"
+        "--budget layers=50% --budget params=0.8 --exclude a.* --exclude b "
+        "--no-gradients --rank-multiple 8"
     )
     result = CliRunner().invoke(app, words.split())
 

@@ -1,7 +1,7 @@
 import io
 
 import pytest
-from results import DATA, INSPECTED, LEFT_DENSE, LONG_NAME, MEASURED, report
+from .results import DATA, INSPECTED, LEFT_DENSE, LONG_NAME, MEASURED, report
 from rich.console import Console
 
 from compressor.report.terminal import (

@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from results import report
+from .results import report
 
 from compressor.report.verdict import guidance, summary, verdict
 

@@ -1,0 +1,75 @@
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import compressor.demo
+from compressor.data.digits import DigitsSource
+from compressor.settings import DataSettings
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+
+
+def run_script(name, *words, cwd):
+    """Run an example as a person would, from another directory."""
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_plain_cnn_trains_and_fits_its_factory(tmp_path):
+    printed = run_script("train_plain_cnn.py", "--epochs", 2, "--out", "cnn.pt", cwd=tmp_path)
+    assert float(printed.split("test accuracy ")[1].split()[0]) > 0.5
+    spec = importlib.util.spec_from_file_location("plain_cnn", EXAMPLES / "plain_cnn.py")
+    factory = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(factory)
+    module, transform = factory.build()
+    module.load_state_dict(torch.load(tmp_path / "cnn.pt", weights_only=True))
+    assert module.eval()(torch.zeros(2, *transform.input_size)).shape == (2, 10)
+
+
+def test_the_vit_script_writes_what_the_demo_carries(tmp_path):
+    run_script("train_digits_vit.py", "--epochs", 1, "--out", "vit", cwd=tmp_path)
+
+    def contents(directory):
+        with safe_open(directory / "model.safetensors", "pt") as file:
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        return json.loads((directory / "config.json").read_text()), shapes
+
+    assert contents(tmp_path / "vit") == contents(compressor.demo.MODEL)
+
+
+def test_the_bundled_model_is_small_enough():
+    assert (compressor.demo.MODEL / "model.safetensors").stat().st_size <= 6_000_000
+
+
+def test_the_digits_split_is_fixed_and_disjoint():
+    splits = DigitsSource().read("sklearn:digits", DataSettings(data="sklearn:digits"))
+    again = DigitsSource().read("sklearn:digits", DataSettings(data="sklearn:digits", limit=3))
+    assert {name: len(split.samples) for name, split in splits.items()} == {
+        "train": 1197,
+        "test": 600,
+    }
+    assert all(splits[name].samples == again[name].samples for name in splits)
+    counts = [splits["test"].labels.count(digit) for digit in range(10)]
+    assert min(counts) >= 57  # stratified: a tenth of 600 each, as far as the classes allow
+    assert not set(splits["train"].samples) & set(splits["test"].samples)
+
+
+@pytest.mark.parametrize("name", ["python_api.py"])
+def test_the_python_example_runs(name, tmp_path):
+    assert "accuracy" in run_script(name, cwd=tmp_path)
