@@ -1,7 +1,6 @@
 import io
 
 import pytest
-from .results import DATA, INSPECTED, LEFT_DENSE, LONG_NAME, MEASURED, report
 from rich.console import Console
 
 from compressor.report.terminal import (
@@ -12,6 +11,8 @@ from compressor.report.terminal import (
     view_report,
 )
 from compressor.schema import EvaluationReport, Inspection, MeasurementReport, PlanReport
+
+from .results import DATA, INSPECTED, LEFT_DENSE, LONG_NAME, MEASURED, report
 
 INSPECTION = Inspection(
     model="net",

@@ -1,9 +1,10 @@
 import math
 
 import pytest
-from .results import report
 
 from compressor.report.verdict import guidance, summary, verdict
+
+from .results import report
 
 
 def test_the_summary_says_what_happened():
