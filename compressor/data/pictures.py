@@ -63,7 +63,7 @@ class ImageReader:
         problems: dict[int, str] = {}
         rows = [int(index) for index in drawn.draw.indices]
         cache: Tensor | None = None
-        first = True
+        shape: torch.Size | None = None
         chunks = range(0, len(rows), _CHUNK)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for start in progress.track(
@@ -76,8 +76,15 @@ class ImageReader:
                         problems[row] = str(result)
                         continue
                     pixels, digest = result
-                    if first:
-                        cache, first = self._reserve(len(rows), pixels), False
+                    if shape is None:
+                        shape = pixels.shape
+                        cache = self._reserve(len(rows), pixels)
+                    if pixels.shape != shape:
+                        raise DataError(
+                            f"{drawn.where(row)}: the input transform gives {tuple(pixels.shape)}, "
+                            f"but {tuple(shape)} for images before. Images of one size are "
+                            f"needed; end it with a crop."
+                        )
                     if cache is not None:
                         cache[len(indices)] = pixels
                     indices.append(row)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,21 @@ _FILTERS = {
     "box": Image.Resampling.BOX,
     "hamming": Image.Resampling.HAMMING,
 }
+
+# What PIL's decoders raise on damaged files, beside the OSError that they should.
+_DECODING_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    LookupError,
+    ArithmeticError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
 
 
 class UnreadableImageError(DataError):
@@ -44,7 +61,7 @@ def decode(sample: object, transform: ImageTransform) -> tuple[Tensor, bytes]:
 
     Raises:
         UnreadableImageError: If the file cannot be decoded.
-        DataError: If a person's own transform returns no tensor.
+        DataError: If a person's own transform fails or returns no tensor.
     """
     if not isinstance(sample, (Path, bytes)):
         raise UnreadableImageError("holds no image")
@@ -52,17 +69,17 @@ def decode(sample: object, transform: ImageTransform) -> tuple[Tensor, bytes]:
         content = sample.read_bytes() if isinstance(sample, Path) else sample
         with Image.open(io.BytesIO(content)) as image:
             converted = image.convert(_mode(transform))
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        Image.DecompressionBombError,
-        Image.DecompressionBombWarning,
-    ) as error:
+    except _DECODING_ERRORS as error:
         raise UnreadableImageError(str(error) or type(error).__name__) from error
     if transform.custom is not None:
-        tensor = transform.custom(converted)
+        try:
+            tensor = transform.custom(converted)
+        except Exception as error:  # a person's own code may raise anything
+            raise DataError(
+                f"The input transform failed on an image of {converted.width}×{converted.height} "
+                f"pixels in mode {converted.mode}: {type(error).__name__}: {error}. Mend it, or "
+                f"give --input-size, --mean and --std instead."
+            ) from error
         if not isinstance(tensor, Tensor):
             raise DataError(
                 f"The input transform returned a {type(tensor).__name__}; expected a tensor "

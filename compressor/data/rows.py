@@ -144,6 +144,11 @@ def _labels(
             f"{missing[0]} (counted from 0). Remove these rows or label them."
         )
     if names is not None:
+        if max(values) >= len(names):
+            raise DataError(
+                f"{where}: holds class {max(values)}, but the table names {len(names)} classes "
+                f"(0 to {len(names) - 1}). The table is damaged; save it again."
+            )
         return tuple(names[value] for value in values)
     for row, value in enumerate(values):
         if isinstance(value, (int, str)) or (isinstance(value, float) and value.is_integer()):
@@ -176,7 +181,7 @@ def _columns(table: Any) -> list[Column]:
 
 
 def _countable(dtype: str) -> bool:
-    return dtype in ("string", "large_string", "bool") or dtype.startswith(("int", "uint"))
+    return "string" in dtype or dtype == "bool" or dtype.startswith(("int", "uint"))
 
 
 def _kind(feature: Any, values: list[Any]) -> ColumnKind:

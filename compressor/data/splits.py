@@ -72,8 +72,9 @@ def stratified_sample(
         take[np.argmax(np.where(take < counts, quota - take, -np.inf))] += 1
     while take.sum() > size:
         take[np.argmax(np.where(take > 1, take - quota, -np.inf))] -= 1
-    chosen = [shuffled[inverse == group][:wanted] for group, wanted in enumerate(take)]
-    return np.sort(np.concatenate(chosen))
+    grouped = shuffled[np.argsort(inverse, kind="stable")]
+    rank_in_class = np.arange(len(pool)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.sort(grouped[rank_in_class < np.repeat(take, counts)])
 
 
 def draw_splits(

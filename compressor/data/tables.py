@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import glob
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -104,7 +105,7 @@ def _load(files: list[Path]) -> Any:
         with quiet():
             return datasets.load_dataset(
                 builder,
-                data_files={"train": [str(file) for file in files]},
+                data_files={"train": [glob.escape(str(file)) for file in files]},
                 split="train",
                 **options,
             )

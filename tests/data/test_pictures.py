@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from compressor.data.labelled import RawSplit
 from compressor.data.pictures import ImageReader
@@ -64,6 +67,18 @@ def test_the_hash_follows_contents_and_labels(image_model, drawn):
     assert read(image_model(size=(1, 4, 4)), drawn).split.sha256 == first
     drawn.raw.samples[0].write_bytes(drawn.raw.samples[1].read_bytes())
     assert read(image_model(), drawn).split.sha256 != first
+
+
+def test_a_transform_of_ones_own_may_give_any_tensor_but_of_one_size(image_model, drawn):
+    def model(custom):
+        base = image_model()
+        return replace(base, transform=replace(base.transform, custom=custom))
+
+    split = read(model(lambda image: torch.arange(6.0).view(1, 2, 3)), drawn).split
+    assert next(iter(split))[0].equal(torch.arange(6.0).view(1, 1, 2, 3).expand(5, -1, -1, -1))
+    Image.new("RGB", (9, 9)).save(drawn.raw.samples[5])
+    with pytest.raises(DataError, match=r"5\.png.*end it with a crop"):
+        read(model(lambda image: torch.zeros(3, image.height, image.width)), drawn)
 
 
 def test_a_model_without_transform_says_what_to_give(image_model):

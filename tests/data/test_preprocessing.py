@@ -75,6 +75,9 @@ def test_a_transform_of_ones_own_replaces_all_the_rest():
     broken = ImageTransform((3, 8, 8), (0.5,), (0.5,), custom=lambda image: image)
     with pytest.raises(DataError, match=r"expected a tensor"):
         decode(encoded(9, 7), broken)
+    failing = ImageTransform((3, 8, 8), (0.5,), (0.5,), custom=lambda image: 1 / 0)
+    with pytest.raises(DataError, match=r"9×7 pixels in mode RGB: ZeroDivisionError"):
+        decode(encoded(9, 7), failing)
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", encoded(30, 30)[:200], None])

@@ -67,6 +67,18 @@ def test_rows_marked_minus_one_hide_their_labels(tmp_path):
     assert read(tmp_path / "data")["all"].labels is None
 
 
+def test_a_class_beyond_the_named_ones_is_damage(tmp_path):
+    import datasets
+
+    table = datasets.Dataset.from_dict({"text": ["p", "q"], "label": [0, 7]})
+    features = table.features.copy()
+    features["label"] = datasets.ClassLabel(names=["a", "b"])
+    damaged = datasets.Dataset(table.data, info=datasets.DatasetInfo(features=features))
+    damaged.save_to_disk(tmp_path / "data")
+    with pytest.raises(DataError, match=r"class 7, but the table names 2"):
+        read(tmp_path / "data")
+
+
 def test_measured_values_are_no_classes(tmp_path):
     import datasets
 

@@ -77,6 +77,12 @@ def test_parts_of_a_split_are_joined_in_order(write_table):
     assert texts(read(path.parent)["train"]) == [text for text, _ in ROWS]
 
 
+@pytest.mark.parametrize("folder", ["a[1]", "b*", "c ?", "ü, {d}"])
+def test_paths_are_no_patterns(write_table, folder):
+    write_table(f"{folder[0]}1/data.csv", ROWS[:2])
+    assert len(read(write_table(f"{folder}/data.csv", ROWS))["all"].samples) == 5
+
+
 def test_all_labels_missing_is_unlabelled_and_some_missing_is_an_error(write_table):
     hidden = write_table("hidden.csv", [(text, "") for text, _ in ROWS])
     assert read(hidden)["all"].labels is None
