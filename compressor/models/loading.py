@@ -55,8 +55,9 @@ def shape_mismatch(where: str, key: str, expected: tuple[int, ...], found: tuple
     advice = "The weights belong to another architecture."
     if expected and found and expected[1:] == found[1:]:
         advice = (
-            f"If this is the classifier, the checkpoint has {found[0]} classes: build the model "
-            f"with as many (timm: --num-classes {found[0]})."
+            f"If this is the classifier, the checkpoint has {found[0]} classes and the model is "
+            f"built for {expected[0]}: correct its config or factory (timm: --num-classes "
+            f"{found[0]})."
         )
     elif "pos_embed" in key or "position" in key:
         advice = "The model was trained at another resolution or length: pass --input-size C H W."

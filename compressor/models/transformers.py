@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from compressor.checkpoint.format import find_lowrank, read_config
 from compressor.errors import ModelError
 from compressor.models.hub import is_hub_id, snapshot
+from compressor.models.loading import shape_mismatch
 from compressor.models.source import MODEL_SOURCES, ImageTransform, LoadedModel, ModelOptions
 from compressor.models.weights import (
     PLAIN_FLOATS,
@@ -257,7 +258,10 @@ def _from_pretrained(
                 trust_remote_code=options.trust_remote_code,
             )
     except (RuntimeError, ValueError, OSError, KeyError) as error:
-        raise ModelError(f"{reference}: transformers cannot load the weights: {error}") from error
+        mismatch = _first_mismatch(directory, config, reference)
+        raise ModelError(
+            mismatch or f"{reference}: transformers cannot load the weights: {error}"
+        ) from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(
@@ -267,6 +271,17 @@ def _from_pretrained(
         )
     loaded: PreTrainedModel = module.eval()
     return loaded
+
+
+def _first_mismatch(directory: Path, config: PretrainedConfig, reference: str) -> str | None:
+    """Return what is wrong with the first tensor whose shape is not the config's, if any is."""
+    with torch.device("meta"), _quiet():
+        module = _auto_class(config, reference).from_config(config)
+    own = module.state_dict()
+    for key, entry in read_header(find_weight_files(directory)).items():
+        if key in own and tuple(own[key].shape) != entry.shape:
+            return shape_mismatch(str(directory), key, tuple(own[key].shape), entry.shape)
+    return None
 
 
 def _in_memory_dtypes(
