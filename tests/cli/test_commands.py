@@ -1,0 +1,151 @@
+"""The commands on the bundled model, as a person calls them."""
+
+import json
+
+import pytest
+
+from compressor.cli import main
+from compressor.demo import MODEL
+from compressor.schema import (
+    EvaluationReport,
+    Inspection,
+    MeasurementReport,
+    PlanReport,
+    Report,
+)
+
+VIT = str(MODEL)
+DIGITS = ["--data", "sklearn:digits", "--calibration", "120", "--limit", "150", "--device", "cpu"]
+QUICK = [*DIGITS, "--no-gradients"]
+
+
+@pytest.fixture(scope="module")
+def compressed(tmp_path_factory):
+    """Return the directory of a compression, what it printed, and its plan."""
+    root = tmp_path_factory.mktemp("compressed")
+    assert main(["plan", VIT, *QUICK, "--budget", "layers=50%", "--out", f"{root}/plan.json"]) == 0
+    out = root / "out"
+    words = [VIT, *QUICK, "--plan", f"{root}/plan.json", "--out", str(out), "--quiet"]
+    assert main(["compress", *words]) == 0
+    return out
+
+
+def printed(capsys):
+    """Return the JSON on stdout, and check that stdout holds nothing else."""
+    return json.loads(capsys.readouterr().out)
+
+
+def test_inspect(capsys):
+    assert main(["inspect", VIT, "--json"]) == 0
+    inspection = Inspection.model_validate(printed(capsys))
+    assert inspection.parameters == 2_712_010
+    assert "blocks.0.attn.qkv" in {layer.name for layer in inspection.layers}
+    assert "head" in {layer.name for layer in inspection.left_dense}
+
+
+def test_inspect_for_people(capsys):
+    assert main(["inspect", VIT, "--exclude", "blocks.[0-4].*", "--limit", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "blocks.5.attn.qkv" in out
+    assert "blocks.0" not in out.split("left dense")[0]
+    assert "more layers" in out
+
+
+def test_measure(capsys):
+    assert main(["measure", VIT, *DIGITS, "--json"]) == 0
+    measured = MeasurementReport.model_validate(printed(capsys))
+    assert measured.labels == "given"
+    assert measured.data.calibration.samples == 120
+    quotients = {layer.name: layer.nc1_quotient for layer in measured.layers}
+    assert quotients["blocks.5.mlp.fc2"] < quotients["blocks.0.mlp.fc2"]
+
+
+def test_plan_is_written_and_not_overwritten(tmp_path, capsys):
+    words = ["plan", VIT, *QUICK, "--method", "svd", "--budget", "layers=40%", "--json"]
+    words += ["--out", str(tmp_path / "plan.json")]
+    assert main(words) == 0
+    plan = PlanReport.model_validate(printed(capsys))
+    assert plan.layer_share <= 0.4
+    before = (tmp_path / "plan.json").read_text()
+    assert main(words) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (tmp_path / "plan.json").read_text() == before
+    assert main([*words, "--overwrite"]) == 0
+
+
+def test_compress_keeps_to_its_budget_and_reports(compressed):
+    report = Report.model_validate_json((compressed / "report.json").read_text())
+    assert report.compressed.layer_parameters <= 0.5 * report.dense.layer_parameters
+    assert report.compressed.accuracy > report.dense.accuracy - 0.05
+    assert report.compressed.bytes < report.dense.bytes
+    hashes = {report.data.calibration.sha256, report.data.selection.sha256, report.data.test.sha256}
+    assert len(hashes) == 3
+    for name in ("model.safetensors", "config.json", "plan.json", "README.md"):
+        assert (compressed / name).is_file()
+
+
+def test_evaluate_repeats_the_reported_accuracy(compressed, capsys):
+    assert main(["evaluate", str(compressed), *DIGITS, "--json"]) == 0
+    evaluation = EvaluationReport.model_validate(printed(capsys))
+    report = Report.model_validate_json((compressed / "report.json").read_text())
+    assert evaluation.accuracy == report.compressed.accuracy
+    assert evaluation.sha256 == report.data.test.sha256
+
+
+def test_demo(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["demo", "--limit", "100", "--method", "svd", "--device", "cpu"]
+    assert main([*words, "--json"]) == 0
+    report = Report.model_validate(printed(capsys))
+    assert report.budget == ("layers=50%",)
+    assert report.data.reference == "sklearn:digits"
+    assert Report.model_validate_json((tmp_path / "demo-out/report.json").read_text()) == report
+    # It may replace its own earlier output, but no directory that was named to it.
+    assert main([*words, "--quiet"]) == 0
+    assert "report      demo-out/report.json" in capsys.readouterr().out
+    assert main([*words, "--out", "demo-out"]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("budget", "code", "message"),
+    [
+        ("layers=0", 2, "layers=0"),
+        ("layers=150%", 2, "150%"),
+        ("layers=abc", 2, "abc"),
+        ("abc", 2, "layers=50%"),
+        ("layrs=50%", 2, "Did you mean 'layers'"),
+        ("params=1%", 3, "smallest"),
+    ],
+)
+def test_an_impossible_budget_is_refused(budget, code, message, tmp_path, capsys):
+    words = ["compress", VIT, *QUICK, "--method", "svd", "--budget", budget]
+    assert main([*words, "--out", str(tmp_path / "out"), "--json"]) == code
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.out == ""
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["no/such/model", *QUICK], 1, "no/such/model"),
+        ([VIT, "--data", "no/such/data"], 1, "no/such/data"),
+        ([VIT, *QUICK, "--method", "whitend"], 2, "Did you mean 'whitened'?"),
+        ([VIT, *QUICK, "--exclude", "blocks.9.*"], 2, "blocks.9.*"),
+    ],
+)
+def test_a_wrong_name_leaves_nothing_behind(words, code, message, tmp_path, capsys):
+    words = ["compress", *words, "--budget", "layers=50%", "--out", str(tmp_path / "out")]
+    assert main(words) == code
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_output_is_not_touched(tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("mine")
+    words = ["compress", VIT, *QUICK, "--budget", "layers=50%", "--out", str(tmp_path)]
+    assert main(words) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
