@@ -23,7 +23,9 @@ class Tied(nn.Module):
 def test_loads_every_tensor() -> None:
     source, target = net(), net()
     assert load_exactly(target, source.state_dict(), where="f") == ()
-    assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True)
+    )
 
 
 def test_names_missing_and_unexpected_keys() -> None:

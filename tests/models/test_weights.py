@@ -71,7 +71,7 @@ def test_refuses_a_pickled_module_with_advice(tmp_path: Path) -> None:
 def test_refuses_a_truncated_file(suffix: str, keep: int, tmp_path: Path) -> None:
     path = written(tmp_path / f"w{suffix}")
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ModelError, match="w.*(truncated|pickled)"):
+    with pytest.raises(ModelError, match=r"w.*(truncated|pickled)"):
         read_header([path])
     with pytest.raises(ModelError):
         read_state_dict(path)
