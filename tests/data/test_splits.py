@@ -34,6 +34,13 @@ def test_only_the_pool_is_drawn_from():
     assert np.bincount(labels[drawn]).tolist() == [10, 10]
 
 
+def test_rare_classes_are_drawn_where_the_size_allows():
+    labels = np.array([0] * 96 + [1, 2, 3, 3])
+    for size, expected in ((5, [2, 1, 1, 1]), (4, [1, 1, 1, 1]), (3, [3])):
+        drawn = stratified_sample(labels, np.arange(100), size, np.random.default_rng(0))
+        assert np.bincount(labels[drawn]).tolist() == expected
+
+
 def test_without_labels_a_plain_draw():
     drawn = stratified_sample(None, np.arange(100), 10, np.random.default_rng(0))
     assert len(set(drawn)) == 10
