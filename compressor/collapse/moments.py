@@ -55,7 +55,8 @@ class ClassMoments:
             weights: Weight of each row [N], not negative; None counts each row once.
 
         Raises:
-            ValueError: If a row holds NaN or Inf, with the number of such rows.
+            ValueError: If a row holds NaN or Inf, with the number of such rows; if a label lies
+                outside [0, C); or if a weight is negative or not finite. Nothing is added then.
         """
         rows = rows if rows.dtype == torch.float64 else rows.float()
         bad = int((~torch.isfinite(rows).all(1)).sum())
@@ -64,31 +65,58 @@ class ClassMoments:
         if not len(rows):
             return
         present, position = torch.unique(labels, return_inverse=True)
-        mass = rows.new_ones(len(rows), dtype=torch.float64) if weights is None else weights.double()
+        self._require_known(present)
+        if weights is not None and not bool((torch.isfinite(weights) & (weights >= 0)).all()):
+            raise ValueError("the weights of the rows must be finite and not negative")
+        mass = (
+            rows.new_ones(len(rows), dtype=torch.float64) if weights is None else weights.double()
+        )
         counts = torch.zeros(len(present), dtype=torch.float64, device=rows.device)
         counts.index_add_(0, position, mass)
         means = _class_means(rows, position, mass, counts)
-        centred = rows - means.to(rows.dtype)[position]  # rounding here is second order, see below
-        # The means were rounded to the rows' precision: what is left of them is taken out exactly.
-        left = _class_means(centred, position, mass, counts)
-        means = means.to(rows.dtype).double() + left
+        about = means.to(rows.dtype)
+        centred = rows - about[position]
+        left = means - about.double()  # the means' rounding, taken out of the squares below
         squares = torch.zeros(len(present), dtype=torch.float64, device=rows.device)
         squares.index_add_(0, position, mass * centred.double().square().sum(1))
         squares -= counts * left.square().sum(1)
-        gram = None
+        scatter = None
         if self.within is not None:
             scaled = centred if weights is None else centred * mass.sqrt().to(rows.dtype)[:, None]
-            gram = _gram(scaled) - (left * counts[:, None]).T @ left
-        self._add(present, counts, means, squares.clamp_min(0), gram)
+            scatter = gram(scaled) - (left * counts[:, None]).T @ left
+        self._add(present, counts, means, squares.clamp_min(0), scatter)
 
     def merge(self, other: ClassMoments) -> ClassMoments:
-        """Return the moments of both sets of rows together; neither is changed."""
+        """Return the moments of both sets of rows together; neither is changed.
+
+        Raises:
+            ValueError: If classes or features differ, or only one of both keeps its scatter.
+        """
+        if self.means.shape != other.means.shape:
+            raise ValueError(
+                "moments of {} classes × {} features cannot be merged with {} × {}".format(
+                    *self.means.shape, *other.means.shape
+                )
+            )
+        if (self.within is None) != (other.within is None):
+            raise ValueError(
+                "moments that keep their scatter cannot be merged with some that do not"
+            )
         merged = self.from_state(self.state())
         present = torch.nonzero(other.counts > 0).flatten()
         merged._add(
-            present, other.counts[present], other.means[present], other.traces[present], other.within
+            present,
+            other.counts[present],
+            other.means[present],
+            other.traces[present],
+            other.within,
         )
         return merged
+
+    def _require_known(self, labels: Tensor) -> None:
+        for label in (int(labels[0]), int(labels[-1])):  # sorted
+            if not 0 <= label < len(self.counts):
+                raise ValueError(f"the label {label} lies outside 0…{len(self.counts) - 1}")
 
     def _add(
         self, present: Tensor, counts: Tensor, means: Tensor, traces: Tensor, within: Tensor | None
@@ -159,7 +187,11 @@ class ClassMoments:
         return float(self.between_factor.square().sum())
 
     def state(self) -> dict[str, Tensor]:
-        """Return copies of the state's tensors, for a cache or for another process."""
+        """Return copies of the state's tensors, for a cache or for another process.
+
+        Counts alone may be summed over processes: the others refer to each process's own means.
+        Gather the states of all, and `merge` them.
+        """
         tensors = {"counts": self.counts, "means": self.means, "traces": self.traces}
         if self.within is not None:
             tensors["within"] = self.within
@@ -185,9 +217,10 @@ def _class_means(rows: Tensor, position: Tensor, mass: Tensor, counts: Tensor) -
     return sums / counts.where(counts > 0, 1.0)[:, None]
 
 
-def _gram(rows: Tensor) -> Tensor:
+def gram(rows: Tensor) -> Tensor:
     """Return rowsᵀ rows [D, D] in float64, multiplied in blocks of the rows' own precision."""
     total = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=rows.device)
-    for block in rows.split(BLOCK):
+    for start in range(0, len(rows), BLOCK):
+        block = rows[start : start + BLOCK]
         total += (block.T @ block).double()
     return total

@@ -1,0 +1,59 @@
+"""Ranks of a matrix that its singular values tell (pure)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def singular_values(matrix: Tensor, input_metric: Tensor | None = None) -> Tensor:
+    """Return the singular values [min(m, n)] of W, or of W Σ^{1/2}, largest first.
+
+    From an eigendecomposition of the smaller side's Gram matrix in float64.
+
+    Args:
+        matrix: W [m, n].
+        input_metric: Σ [n, n], symmetric positive semi-definite; None is the identity.
+
+    Values below about 1e-8 of the largest drown in the Gram matrix's rounding.
+
+    Raises:
+        ValueError: If either matrix holds NaN or Inf.
+    """
+    for given in (matrix, input_metric):
+        if given is not None and not bool(torch.isfinite(given).all()):
+            raise ValueError("the matrix holds NaN or Inf, and has no singular values")
+    matrix = matrix.double()
+    if input_metric is not None:
+        gram = matrix @ input_metric.double() @ matrix.T  # same non-zero eigenvalues, [m, m]
+        if matrix.shape[0] > matrix.shape[1]:
+            values, vectors = torch.linalg.eigh(input_metric.double())
+            root = vectors * values.clamp_min(0).sqrt()
+            gram = root.T @ matrix.T @ matrix @ root
+    elif matrix.shape[0] <= matrix.shape[1]:
+        gram = matrix @ matrix.T
+    else:
+        gram = matrix.T @ matrix
+    values_squared: Tensor = torch.linalg.eigvalsh((gram + gram.T) / 2)
+    return values_squared.clamp_min(0).sqrt().flip(0)
+
+
+def stable_rank(values: Tensor) -> float:
+    """Return ‖W‖_F²/‖W‖₂² of singular values [k] (Rudelson & Vershynin 2007); 0 for W = 0."""
+    largest = float(values.max())
+    return float(values.square().sum()) / largest**2 if largest > 0 else 0.0
+
+
+def effective_rank(values: Tensor) -> float:
+    """Return exp H(σ/Σσ) of singular values [k] (Roy & Vetterli 2007); 0 for the zero matrix."""
+    total = float(values.sum())
+    if total <= 0:
+        return 0.0
+    shares = values / total
+    return float(torch.special.entr(shares).sum().exp())
+
+
+def numerical_rank(values: Tensor, tolerance: float = 1e-3) -> int:
+    """Return how many singular values [k] exceed ``tolerance`` times the largest."""
+    largest = float(values.max())
+    return int((values > tolerance * largest).sum()) if largest > 0 else 0
