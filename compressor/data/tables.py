@@ -112,8 +112,14 @@ def _load(files: list[Path]) -> Any:
     except (datasets.exceptions.DatasetsError, ValueError, OSError, KeyError, TypeError) as error:
         if "corresponds to no data" in str(error):  # how `datasets` says that there are no rows
             raise DataError(f"{files[0]} is empty: it has a header, but no rows.") from error
-        cause = error.__cause__ or error
+        cause: BaseException = error.__cause__ or error
         names = ", ".join(str(file) for file in files)
+        cache = str(datasets.config.HF_DATASETS_CACHE)
+        if isinstance(cause, OSError) and str(cause.filename or "").startswith(cache):
+            raise DataError(
+                f"{names}: cannot write the table cache {cache} ({cause.strerror}). Set "
+                f"HF_DATASETS_CACHE to a directory that can be written, with room in it."
+            ) from error
         raise DataError(f"{names} cannot be read as {builder}: {_first_line(cause)}") from error
 
 

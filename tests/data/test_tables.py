@@ -127,3 +127,13 @@ def test_a_split_in_two_formats_is_refused(write_table):
     path = write_table("data/train.tsv", ROWS, delimiter="\t")
     with pytest.raises(DataError, match=r"several formats"):
         read(path.parent)
+
+
+def test_a_cache_that_cannot_be_written_is_not_the_tables_fault(write_table, tmp_path, monkeypatch):
+    import datasets
+
+    path = write_table("data.csv", ROWS)
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
+    with pytest.raises(DataError, match=r"Set HF_DATASETS_CACHE"):
+        read(path)
