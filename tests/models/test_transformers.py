@@ -65,12 +65,10 @@ def test_skeleton_reads_no_weights(tmp_path: Path) -> None:
     load_model(settings(tmp_path), skeleton=True)
 
 
-@pytest.mark.parametrize("name", ["bert", "gpt2", "vit"])
+@pytest.mark.parametrize("name", ["bert", "vit"])
 def test_skeleton_runs_on_its_example_inputs(name: str, tmp_path: Path) -> None:
     saved(name, tmp_path)
     skeleton = load_model(settings(tmp_path), skeleton=True)
-    if name == "gpt2":
-        pytest.skip("GPT-2 looks at token values to find the last one, which meta tensors lack")
     assert logits_of(call(skeleton.module, skeleton.example_inputs(2))).shape == (2, 3)
 
 
