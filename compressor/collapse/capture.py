@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from compressor.collapse.moments import ClassMoments
+from compressor.collapse.moments import ClassMoments, gram
 from compressor.errors import DataError, LayerError
 from compressor.forward import Batches, Forward, Inputs, batch_length, token_mask
 from compressor.layers.candidates import Candidate, Candidates
@@ -33,16 +33,15 @@ class LayerStatistics:
         outputs: Class moments of its output rows, without scatter.
         output_gradient: F [m, m] = E over samples of Σ over positions δδᵀ, where δ is the gradient
             of the loss at the output; None without gradients.
-        weighted_mean: Mean [n] of the input rows weighted by ‖δ‖²; None without gradients.
-        weighted_scatter: Covariance [n, n] of the input rows weighted by ‖δ‖², about that mean.
+        weighted_inputs: Class moments of the input rows, each counted by ‖δ‖² at its output; None
+            without gradients.
     """
 
     layer: Candidate
     inputs: ClassMoments
     outputs: ClassMoments
     output_gradient: Tensor | None = None
-    weighted_mean: Tensor | None = None
-    weighted_scatter: Tensor | None = None
+    weighted_inputs: ClassMoments | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +74,7 @@ def capture(
     seed: int = 0,
     progress: Progress = SILENT,
     total: int | None = None,
+    clustered: bool = False,
 ) -> Statistics:
     """Run the dense model over labelled batches and gather statistics for every candidate.
 
@@ -94,6 +94,7 @@ def capture(
         seed: Seed of the random signs.
         progress: Told of each batch.
         total: Number of batches, for the progress estimate.
+        clustered: Whether the labels are k-means clusters; only passed on.
 
     Raises:
         DataError: If there is no batch, or a label lies outside [0, classes).
@@ -128,6 +129,7 @@ def capture(
         logits=torch.cat(logits_seen),
         labels=torch.cat(labels_seen),
         pooled=watch.pooled(),
+        clustered=clustered,
     )
 
 
@@ -178,7 +180,7 @@ class _Watch:
         self._fisher: dict[str, _GradientMoments] = {}
         if gradients:
             self._fisher = {
-                name: _GradientMoments(*layer.shape, device=self._home)
+                name: _GradientMoments(classes, *layer.shape, device=self._home)
                 for name, layer in candidates.layers.items()
             }
         self._pooled: dict[str, list[Tensor]] = {group: [] for group in self._groups}
@@ -245,7 +247,9 @@ class _Watch:
             if self._gradients:
                 if not output.requires_grad:
                     output.requires_grad_()
-                output.register_hook(self._gradient_hook(layer, kind, module, rows, keep))
+                output.register_hook(
+                    self._gradient_hook(layer, kind, module, rows, keep, labels)
+                )
 
         return hook
 
@@ -256,16 +260,21 @@ class _Watch:
         module: nn.Module,
         rows: Tensor,
         keep: Tensor | None,
+        labels: Tensor,
     ) -> Callable[[Tensor], None]:
         def hook(gradient: Tensor) -> None:
             samples = rows.shape[0]
             everywhere = kind.all_output_rows(module, gradient, samples)
             here = kind.output_rows(module, gradient, samples)
-            self._fisher[layer.name].update(
-                everywhere.reshape(-1, everywhere.shape[-1]).to(self._home),
-                _kept(here, keep).to(self._home),
-                _kept(rows, keep).to(self._home),
-            )
+            try:
+                self._fisher[layer.name].update(
+                    everywhere.reshape(-1, everywhere.shape[-1]).to(self._home),
+                    _kept(here, keep).to(self._home),
+                    _kept(rows, keep).to(self._home),
+                    labels,
+                )
+            except ValueError as error:
+                raise LayerError(layer.name, str(error)) from error
 
         return hook
 
@@ -313,39 +322,20 @@ class _GradientMoments:
     the nearest Kronecker product (Van Loan & Pitsianis 1993), started from F = I.
     """
 
-    def __init__(self, outputs: int, inputs: int, *, device: torch.device) -> None:
+    def __init__(self, classes: int, outputs: int, inputs: int, *, device: torch.device) -> None:
         self._fisher = torch.zeros(outputs, outputs, dtype=torch.float64, device=device)
-        self._weight = 0.0
-        self._sum = torch.zeros(inputs, dtype=torch.float64, device=device)
-        self._gram = torch.zeros(inputs, inputs, dtype=torch.float64, device=device)
+        self._rows = ClassMoments(classes, inputs, device=device)
 
-    def update(self, everywhere: Tensor, here: Tensor, rows: Tensor) -> None:
-        """Add gradients at every position [·, m]; and [N, m] at the rows [N, n]."""
+    def update(self, everywhere: Tensor, here: Tensor, rows: Tensor, labels: Tensor) -> None:
+        """Add gradients [·, m] at every position, and [N, m] at the rows [N, n] with labels [N]."""
         if not torch.isfinite(everywhere).all():
-            raise ValueError("the gradient holds NaN or Inf")
-        self._fisher += _gram(everywhere)
-        weights = here.double().square().sum(1)
-        self._weight += float(weights.sum())
-        self._sum += weights @ rows.double()
-        self._gram += _gram(rows * weights.sqrt().to(rows.dtype)[:, None])
+            raise ValueError("the loss's gradient at its output holds NaN or Inf")
+        self._fisher += gram(everywhere)
+        self._rows.update(rows, labels, here.double().square().sum(1))
 
-    def result(self, samples: int) -> dict[str, Tensor]:
+    def result(self, samples: int) -> dict[str, Any]:
         """Return the fields of `LayerStatistics`."""
-        weight = self._weight or 1.0
-        mean = self._sum / weight
-        return {
-            "output_gradient": self._fisher / samples,
-            "weighted_mean": mean,
-            "weighted_scatter": self._gram / weight - torch.outer(mean, mean),
-        }
-
-
-def _gram(rows: Tensor) -> Tensor:
-    """Return rowsᵀ rows in float64, multiplied in blocks of the rows' own precision."""
-    total = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=rows.device)
-    for block in rows.split(8192):
-        total += (block.T @ block).double()
-    return total
+        return {"output_gradient": self._fisher / samples, "weighted_inputs": self._rows}
 
 
 def _kept(rows: Tensor, keep: Tensor | None) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.collapse.capture import LayerStatistics, Statistics
+from compressor.collapse.metrics import nc1_quotient
 from compressor.evaluation.loop import Evaluation, evaluate
 from compressor.forward import Batches, Forward
 from compressor.layers.candidates import Candidates
@@ -51,6 +52,10 @@ class Measurement:
     def layers(self) -> dict[str, LayerStatistics]:
         """Statistics by layer name; empty where only weights were needed."""
         return {} if self.statistics is None else self.statistics.layers
+
+    def nc1_quotients(self) -> dict[str, float | None]:
+        """Return tr Σ_W / tr Σ_B of each layer's input, by layer name."""
+        return {name: nc1_quotient(layer.inputs) for name, layer in self.layers.items()}
 
     @cached_property
     def dense_selection_logits(self) -> Tensor | None:

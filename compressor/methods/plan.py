@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from compressor.errors import LayerError, UsageError, did_you_mean
 from compressor.layers.candidates import Candidate, Candidates
+from compressor.methods.measurement import Measurement
 from compressor.methods.recipe import Recipe
 from compressor.schema import Choice
 
@@ -61,6 +62,18 @@ class Plan(BaseModel):
     gradients: bool = True
     layers: dict[str, PlannedLayer]
     selection: tuple[Choice, ...] = ()
+    _measurement: Measurement | None = PrivateAttr(None)
+
+    @property
+    def measurement(self) -> Measurement | None:
+        """The measurement that the plan was made from, unless it was read from a file."""
+        return self._measurement
+
+    def bound_to(self, measurement: Measurement) -> Plan:
+        """Return the plan with the measurement that carries it out."""
+        bound = self.model_copy()
+        bound._measurement = measurement
+        return bound
 
     @property
     def ranks(self) -> dict[str, int]:

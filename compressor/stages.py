@@ -1,0 +1,247 @@
+"""The stages on models in memory: measure, plan, factorize. Pure Python objects in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+
+from compressor.collapse.capture import Statistics, capture
+from compressor.collapse.clusters import cluster_labels
+from compressor.errors import DataError, UsageError
+from compressor.forward import Batch, Batches, Forward, Inputs, batch_length, to_device
+from compressor.layers.candidates import Candidates, find_candidates
+from compressor.methods.budget import affordable, parse_budget
+from compressor.methods.measurement import Measurement, default_device, hold_out
+from compressor.methods.method import METHODS
+from compressor.methods.plan import Plan, check_against, planned_layers
+from compressor.progress import SILENT, Progress
+
+PROBE_SAMPLES = 3
+"""Samples of the probe forward: more than one, so that rows can be told from samples."""
+
+
+def measure(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    selection: Batches | None = None,
+    method: str = "nc1",
+    gradients: bool = True,
+    classes: int | None = None,
+    forward: Forward | None = None,
+    heads: Sequence[str] = (),
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> Measurement:
+    """Measure collapse in every layer that can be factorized.
+
+    Args:
+        model: Any module whose output holds class logits [B, C]. It is put in eval mode and
+            otherwise left as it is.
+        batches: Batches (inputs, labels [B]); inputs may be a tensor, a tuple or a dict; labels
+            may be None, and are then k-means clusters of the pooled embeddings. An iterator is
+            read once and kept.
+        selection: Held-out batches that choices are judged on. None holds out every fourth batch.
+        method: Registered method that will plan; it decides what has to be gathered.
+        gradients: Allow a backward pass over the calibration data.
+        classes: Number of classes; None takes the width of the logits.
+        forward: How to call the model; None calls it as it is, on the device of its weights.
+        heads: Names of modules that make the logits, beside those that are found.
+        include: Patterns of layers to take though they would be left dense by default.
+        exclude: Patterns of layers to leave dense.
+        seed: Seed of every draw.
+        progress: Told of each batch.
+
+    Raises:
+        DataError: If there is no batch, or labels do not fit.
+        LayerError: If a layer's rows are not finite.
+        UsageError: If a pattern or name is unknown.
+    """
+    needs = METHODS.get(method).needs(gradients=gradients)
+    model.eval()
+    forward = forward or Forward(device=default_device(model))
+    kept: Batches = batches if _replayable(batches) else list(batches)
+    if selection is None:
+        kept, selection = hold_out(kept)
+    probe = probe_inputs(kept, forward.device)
+    candidates = find_candidates(model, probe, heads=heads, include=include, exclude=exclude)
+    statistics = None
+    if needs != "weights":
+        statistics = gather(
+            model,
+            kept,
+            candidates,
+            classes=classes,
+            forward=forward,
+            gradients=needs == "gradients",
+            seed=seed,
+            progress=progress,
+        )
+    return Measurement(
+        model=model,
+        candidates=candidates,
+        statistics=statistics,
+        calibration=kept,
+        selection=selection,
+        forward=forward,
+        gradients=needs == "gradients",
+        seed=seed,
+    )
+
+
+def gather(
+    model: nn.Module,
+    batches: Batches,
+    candidates: Candidates,
+    *,
+    classes: int | None,
+    forward: Forward,
+    gradients: bool,
+    seed: int,
+    progress: Progress,
+) -> Statistics:
+    """Run the measuring pass, clustering first where the batches carry no labels."""
+    inputs, labels = next(iter(batches))
+    if classes is None:
+        with torch.inference_mode():
+            classes = forward(model, inputs).shape[1]
+    clustered = labels is None
+    if clustered:
+        batches = cluster_labels(
+            model, batches, list(candidates.layers)[-1], classes, forward=forward, seed=seed
+        )
+    statistics = capture(
+        model,
+        batches,
+        candidates,
+        classes=classes,
+        forward=forward,
+        gradients=gradients,
+        seed=seed,
+        progress=progress,
+        total=count(batches),
+        clustered=clustered,
+    )
+    present = int(torch.bincount(statistics.labels, minlength=classes).count_nonzero())
+    if present < 2:
+        raise DataError(
+            "The calibration data holds one class only; collapse compares classes. Give data with "
+            "at least two."
+        )
+    return statistics
+
+
+def plan(
+    measurement: Measurement,
+    budget: str | Sequence[str],
+    *,
+    method: str = "nc1",
+    rank_multiple: int = 1,
+    progress: Progress = SILENT,
+) -> Plan:
+    """Choose a rank for every layer within a budget.
+
+    Args:
+        measurement: From `measure`, gathered for the same method or one that needs no more.
+        budget: One or several budgets, for instance ``"layers=50%"``.
+        method: Registered method.
+        rank_multiple: Ranks are multiples of this.
+        progress: Told of each step.
+
+    Raises:
+        UsageError: If a budget cannot be read, or the measurement lacks what the method needs.
+        BudgetError: If a budget cannot be reached.
+    """
+    member = METHODS.get(method)
+    needs = member.needs(gradients=measurement.gradients)
+    if (needs == "gradients" and not measurement.gradients) or (
+        needs != "weights" and measurement.statistics is None
+    ):
+        raise UsageError(
+            f"The method {method!r} needs a {needs} pass that this measurement lacks: call "
+            f"measure(..., method={method!r})."
+        )
+    texts = (budget,) if isinstance(budget, str) else tuple(budget)
+    budgets = [parse_budget(text) for text in texts]
+    weights = affordable(budgets, measurement.candidates)
+    decision = member.decide(measurement, weights, multiple=rank_multiple, progress=progress)
+    made = Plan(
+        method=method,
+        budget=texts,
+        recipe=decision.recipe,
+        seed=measurement.seed,
+        gradients=measurement.gradients,
+        layers=planned_layers(
+            measurement.candidates.layers, decision.ranks, measurement.nc1_quotients()
+        ),
+        selection=decision.selection,
+    )
+    return made.bound_to(measurement)
+
+
+def factorize(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    measurement: Measurement | None = None,
+    progress: Progress = SILENT,
+) -> nn.Module:
+    """Return a factorized copy of ``model``; tensors that do not change are shared with it.
+
+    Args:
+        model: The dense model that was measured.
+        plan: From `plan`, or `read_plan`.
+        measurement: What the plan's recipe is carried out with; a plan fresh from `plan` brings
+            its own.
+        progress: Told of each step.
+
+    Raises:
+        UsageError: If the plan has no measurement, or names layers that the model lacks.
+        LayerError: If a shape or rank does not fit, or a layer cannot be decomposed.
+    """
+    measurement = measurement or plan.measurement
+    if measurement is None:
+        raise UsageError(
+            "A plan read from a file carries no statistics: pass measurement=measure(model, …)."
+        )
+    if measurement.model is not model:
+        raise UsageError("The plan was made for another model object; measure this one.")
+    check_against(plan, measurement.candidates)
+    return measurement.factorized(plan.ranks, plan.recipe, progress=progress)
+
+
+def probe_inputs(batches: Batches, device: torch.device) -> Inputs:
+    """Return a few samples of the first batch, for probe forwards.
+
+    Raises:
+        DataError: If there is no batch.
+    """
+    for inputs, _ in batches:
+        if batch_length(inputs) == 0:
+            continue
+        return to_device(_first(inputs, PROBE_SAMPLES), device)
+    raise DataError("There is no calibration data: no batch was given.")
+
+
+def count(batches: Batches) -> int | None:
+    """Return the number of batches, where it is known."""
+    size, length = getattr(batches, "batch_size", None), getattr(batches, "__len__", None)
+    if length is None:
+        return None
+    return -(-len(batches) // size) if size else len(batches)  # type: ignore[arg-type]
+
+
+def _first(inputs: Inputs, samples: int) -> Inputs:
+    if isinstance(inputs, torch.Tensor):
+        return inputs[:samples]
+    if isinstance(inputs, tuple):
+        return tuple(value[:samples] for value in inputs)
+    return {key: value[:samples] for key, value in inputs.items()}
+
+
+def _replayable(batches: Iterable[Batch]) -> bool:
+    return iter(batches) is not batches
