@@ -1,0 +1,1 @@
+"""Scoring a model on data, and counting what it costs to run."""

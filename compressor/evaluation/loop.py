@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from compressor.errors import DataError
+from compressor.errors import DataError, ModelError
 from compressor.forward import Batches, Forward
 from compressor.progress import SILENT, Progress
 
@@ -30,7 +32,7 @@ class Evaluation:
     loss: float | None
     kl_to_dense: float | None
     agreement: float | None
-    logits: Tensor
+    logits: Tensor = field(repr=False)
 
 
 def evaluate(
@@ -46,8 +48,10 @@ def evaluate(
     """Run ``model`` in eval mode over ``batches`` and score it.
 
     Args:
-        model: Any module whose output holds class logits [B, C]; its mode is restored.
-        batches: Batches (inputs, labels [B] or None).
+        model: Any module whose output holds class logits [B, C]; the mode of each of its modules is
+            restored.
+        batches: Batches (inputs, labels [B]); labels None in all of them leaves accuracy and loss
+            out.
         forward: How to call the model; None calls it as it is, on the device of its weights.
         dense_logits: The dense model's logits [N, C] on the same batches, to compare with.
         progress: Told of each batch.
@@ -55,32 +59,24 @@ def evaluate(
         total: Number of batches, for the progress estimate.
 
     Raises:
-        DataError: If there is no batch.
-        ModelError: If the output holds no class logits.
+        DataError: If there is no sample, only some batches carry labels, or a label lies outside
+            [0, C).
+        ModelError: If the output holds no class logits, or logits that are NaN or infinite.
         ValueError: If ``dense_logits`` has another shape than this model's.
     """
     if forward is None:
         first = next(model.parameters(), None)
         forward = Forward(device=torch.device("cpu") if first is None else first.device)
-    training = model.training
     logits: list[Tensor] = []
     labels: list[Tensor | None] = []
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for inputs, targets in progress.track(batches, description=description, total=total):
-                logits.append(forward(model, inputs).float().cpu())
-                labels.append(None if targets is None else targets.cpu())
-    finally:
-        model.train(training)
-    if not logits:
-        raise DataError("There is nothing to evaluate on: no batch was given.")
-    known = [target for target in labels if target is not None]
-    return score(
-        torch.cat(logits),
-        torch.cat(known) if len(known) == len(labels) else None,
-        dense_logits=dense_logits,
-    )
+    with _eval_mode(model), torch.inference_mode():
+        for inputs, targets in progress.track(batches, description=description, total=total):
+            logits.append(forward(model, inputs).float().cpu())
+            labels.append(None if targets is None else targets.cpu())
+    if not any(map(len, logits)):
+        raise DataError("There is nothing to evaluate on: no batch holds a sample.")
+    # Joined outside of inference mode: the logits are ordinary tensors from here on.
+    return score(torch.cat(logits), _joined(labels), dense_logits=dense_logits)
 
 
 def score(
@@ -88,12 +84,18 @@ def score(
 ) -> Evaluation:
     """Score logits [N, C] against labels [N] and the dense model's logits [N, C].
 
+    Everything is computed in float64.
+
     Raises:
+        DataError: If there is not one label a sample, or one lies outside [0, C).
+        ModelError: If logits are NaN or infinite.
         ValueError: If ``dense_logits`` has another shape.
     """
+    _require_finite(logits)
     accuracy = loss = divergence = agreement = None
     log_p = logits.double().log_softmax(1)
     if labels is not None:
+        _require_classes(labels, logits)
         accuracy = float((logits.argmax(1) == labels).double().mean())
         loss = float(-log_p.gather(1, labels[:, None]).mean())
     if dense_logits is not None:
@@ -103,13 +105,60 @@ def score(
                 f"{tuple(logits.shape)}"
             )
         divergence = kl_divergence(dense_logits, logits)
-        agreement = float((logits.argmax(1) == dense_logits.argmax(1)).double().mean())
+        alike = logits.argmax(1) == dense_logits.argmax(1).to(logits.device)
+        agreement = float(alike.double().mean())
     return Evaluation(len(logits), accuracy, loss, divergence, agreement, logits)
 
 
 def kl_divergence(reference: Tensor, logits: Tensor) -> float:
-    """Return the mean KL(p ‖ q) in nats of softmax distributions given by logits [N, C]."""
-    log_p = reference.double().log_softmax(1)
+    """Return the mean KL(p ‖ q) in nats of softmax distributions given by finite logits [N, C].
+
+    In float64; a mean below zero is rounding, and 0.
+    """
+    log_p = reference.to(logits.device).double().log_softmax(1)
     log_q = logits.double().log_softmax(1)
-    terms = log_p.exp() * (log_p - log_q)
-    return max(float(terms.where(log_p > -torch.inf, 0.0).sum(1).mean()), 0.0)
+    return max(float((log_p.exp() * (log_p - log_q)).sum(1).mean()), 0.0)
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module in eval mode, and each back in its own afterwards."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _joined(labels: list[Tensor | None]) -> Tensor | None:
+    given = [part for part in labels if part is not None]
+    if given and len(given) < len(labels):
+        raise DataError(
+            f"{len(labels) - len(given)} of {len(labels)} batches carry no labels: give labels for "
+            "all of them, or for none."
+        )
+    return torch.cat(given) if given else None
+
+
+def _require_finite(logits: Tensor) -> None:
+    bad = int((~torch.isfinite(logits).all(1)).sum())
+    if bad:
+        raise ModelError(
+            f"The model's logits are NaN or infinite for {bad} of {len(logits)} samples. Look for "
+            "NaN weights, or run the model in float32."
+        )
+
+
+def _require_classes(labels: Tensor, logits: Tensor) -> None:
+    if labels.shape != logits.shape[:1]:
+        raise DataError(
+            f"Found labels of shape {tuple(labels.shape)} for {len(logits)} samples: expected one "
+            "class number a sample."
+        )
+    if not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
+        raise DataError(
+            f"A label lies outside 0…{logits.shape[1] - 1}: found {int(labels.min())} to "
+            f"{int(labels.max())}. Map the labels to the model's classes."
+        )
