@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,8 +15,10 @@ from torch import Tensor, nn
 from compressor.checkpoint.format import find_lowrank, read_config
 from compressor.errors import ModelError
 from compressor.models.hub import is_hub_id, snapshot
+from compressor.models.image_processor import config_input_size, image_transform
 from compressor.models.loading import shape_mismatch
-from compressor.models.source import MODEL_SOURCES, ImageTransform, LoadedModel, ModelOptions
+from compressor.models.quiet import quiet
+from compressor.models.source import MODEL_SOURCES, LoadedModel, ModelOptions
 from compressor.models.weights import (
     PLAIN_FLOATS,
     find_weight_files,
@@ -47,16 +48,6 @@ CARRIED = (
     "sentence_bert_config.json",
 )
 """Files beside the weights that loading a saved directory needs."""
-
-RESAMPLING = {
-    0: "nearest",
-    1: "lanczos",
-    2: "bilinear",
-    3: "bicubic",
-    4: "box",
-    5: "hamming",
-}
-"""Names of PIL's resampling filters by the number that preprocessor_config.json holds."""
 
 
 class TransformersSource:
@@ -101,14 +92,14 @@ class TransformersSource:
         """Build the classifier's shapes on the meta device from its config alone."""
         directory = _locate(reference, weights=False)
         config = _config(directory, reference, options)
-        with torch.device("meta"), _quiet():
+        with torch.device("meta"), quiet():
             module = _auto_class(config, reference).from_config(
                 config, dtype=torch.float32, trust_remote_code=options.trust_remote_code
             )
-        with contextlib.suppress(ModelError):  # a hub snapshot without weights has none to size
+        files: tuple[Path, ...] = ()
+        with contextlib.suppress(ModelError):  # shapes need no weights; only their size is asked
             files = find_weight_files(directory)
-            return _describe(module.eval(), reference, directory, options, files=files, hash_=False)
-        return _describe(module.eval(), reference, directory, options)
+        return _describe(module.eval(), reference, directory, options, files=files, hash_=False)
 
     def owns(self, module: nn.Module) -> bool:
         """Return whether ``module`` is a PreTrainedModel."""
@@ -151,7 +142,7 @@ class TransformersSource:
         quantizer = module.__dict__.pop("hf_quantizer", None)
         config = copy.deepcopy(module.config)
         try:
-            with _quiet():
+            with quiet():
                 module.save_pretrained(
                     directory, state_dict=dict(state), max_shard_size=max_shard_size
                 )
@@ -249,7 +240,7 @@ def _from_pretrained(
 ) -> PreTrainedModel:
     """Return the model in float32 and eval mode, every weight of it from the checkpoint."""
     try:
-        with _quiet():
+        with quiet():
             module, info = _auto_class(config, reference).from_pretrained(
                 directory,
                 config=config,
@@ -275,7 +266,7 @@ def _from_pretrained(
 
 def _first_mismatch(directory: Path, config: PretrainedConfig, reference: str) -> str | None:
     """Return what is wrong with the first tensor whose shape is not the config's, if any is."""
-    with torch.device("meta"), _quiet():
+    with torch.device("meta"), quiet():
         module = _auto_class(config, reference).from_config(config)
     own = module.state_dict()
     for key, entry in read_header(find_weight_files(directory)).items():
@@ -328,7 +319,7 @@ def _describe(
     model = _pretrained(module)
     config = model.config
     is_image = model.main_input_name == "pixel_values"
-    size = options.input_size or _config_input_size(config) if is_image else None
+    size = options.input_size or config_input_size(config) if is_image else None
     plain = read_config(directory) if directory else {}
     architecture: dict[str, object] = {
         "class": type(model).__name__,
@@ -345,7 +336,7 @@ def _describe(
         modality="image" if is_image else "text",
         class_names=_class_names(config),
         num_classes=config.num_labels,
-        transform=_transform(directory, size, options) if is_image else None,
+        transform=image_transform(directory, size, options) if is_image else None,
         tokenizer=_tokenizer(directory, options) if directory and not is_image else None,
         storage_dtypes=storage_dtypes or {},
         heads=_heads(model),
@@ -391,7 +382,7 @@ def _tokenizer(directory: Path, options: ModelOptions) -> object | None:
     if not any(directory.glob("tokenizer*")) and not any(directory.glob("vocab.*")):
         return None
     try:
-        with _quiet():
+        with quiet():
             tokenizer: object = AutoTokenizer.from_pretrained(
                 directory, trust_remote_code=options.trust_remote_code
             )
@@ -400,81 +391,10 @@ def _tokenizer(directory: Path, options: ModelOptions) -> object | None:
     return tokenizer
 
 
-def _config_input_size(config: PretrainedConfig) -> tuple[int, int, int] | None:
-    side = getattr(config, "image_size", None)
-    channels = getattr(config, "num_channels", 3)
-    if isinstance(side, int):
-        return channels, side, side
-    if isinstance(side, (tuple, list)) and len(side) == 2:
-        return channels, int(side[0]), int(side[1])
-    return None
-
-
-def _transform(
-    directory: Path | None, size: tuple[int, int, int] | None, options: ModelOptions
-) -> ImageTransform | None:
-    """Return the preprocessing that preprocessor_config.json describes, with overrides."""
-    path = directory / "preprocessor_config.json" if directory else None
-    processor: dict[str, Any] = {}
-    if path and path.is_file():
-        from transformers import AutoImageProcessor
-
-        with _quiet():
-            loaded = AutoImageProcessor.from_pretrained(path.parent)  # type: ignore[no-untyped-call]
-            processor = loaded.to_dict()
-    mean = options.mean or _floats(processor.get("image_mean"))
-    std = options.std or _floats(processor.get("image_std"))
-    resized = processor.get("size") or {}
-    cropped = processor.get("crop_size") or {}
-    crops = bool(processor.get("do_center_crop")) and bool(cropped)
-    target = cropped if crops else resized
-    crop_pct, squash = 1.0, True
-    channels = size[0] if size else 3
-    if options.input_size is None and "height" in target:
-        size = (channels, int(target["height"]), int(target["width"]))
-    if "shortest_edge" in resized:
-        squash = False
-        edge = int(resized["shortest_edge"])
-        if not crops and options.input_size is None:
-            size = (channels, edge, edge)
-        if crops and "height" in cropped:
-            crop_pct = int(cropped["height"]) / edge
-    if size is None or mean is None or std is None:
-        return None
-    return ImageTransform(
-        input_size=size,
-        mean=mean,
-        std=std,
-        interpolation=RESAMPLING.get(int(processor.get("resample") or 2), "bilinear"),
-        crop_pct=crop_pct,
-        crop_mode="squash" if squash else "center",
-    )
-
-
-def _floats(values: Any) -> tuple[float, ...] | None:
-    return tuple(float(value) for value in values) if isinstance(values, (list, tuple)) else None
-
-
 def _carried(directory: Path, options: ModelOptions) -> tuple[Path, ...]:
     patterns = (*CARRIED, "*.py") if options.trust_remote_code else CARRIED
     found = {path for pattern in patterns for path in directory.glob(pattern) if path.is_file()}
     return tuple(sorted(found))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers' own progress bars and advice while this package tells the story."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars and not os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS"):
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 MODEL_SOURCES.register("transformers")(TransformersSource())
