@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compressor.forward import Batch, Batches, Forward, token_mask
+from compressor.errors import DataError, LayerError
+from compressor.forward import Batch, Batches, Forward, Inputs, batch_length, token_mask
 
 RESTARTS = 4
+"""Starts of k-means; the one with the least within-cluster variation is taken."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,15 @@ class ClusteredBatches:
     def __iter__(self) -> Iterator[Batch]:
         """Yield (inputs, clusters [B])."""
         start = 0
-        for (inputs, _), size in zip(self.batches, self._sizes(), strict=True):
-            yield inputs, self.labels[start : start + size]
-            start += size
-
-    def _sizes(self) -> list[int]:
-        from compressor.forward import batch_length
-
-        return [batch_length(inputs) for inputs, _ in self.batches]
+        for inputs, _ in self.batches:
+            stop = start + batch_length(inputs)
+            if stop > len(self.labels):
+                raise DataError(
+                    f"The batches hold more than the {len(self.labels)} samples that were "
+                    "clustered: give batches that are the same each time they are read."
+                )
+            yield inputs, self.labels[start:stop]
+            start = stop
 
 
 def cluster_labels(
@@ -53,22 +56,40 @@ def cluster_labels(
         clusters: Number of clusters wanted; at most half the samples are used.
         forward: How to call the model.
         seed: Seed of k-means.
+
+    Raises:
+        DataError: If there is no batch.
+        LayerError: If the layer is not called, its output does not belong to samples, or holds NaN
+            or Inf.
     """
-    pooled: list[Tensor] = []
-    masks: list[Tensor | None] = []
+    calls: list[Tensor] = []
+    batch: Inputs = ()
 
     def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-        pooled.append(_pool(output, masks[-1]).float().cpu())
+        # Pooled at once: the model may overwrite its output, for instance by an in-place ReLU.
+        # Convolutions have their features first, everything else has them last.
+        rows = output.movedim(1, -1) if isinstance(module, nn.Conv2d) else output
+        calls.append(_pool(layer, rows, batch_length(batch), token_mask(batch)))
 
+    pooled: list[Tensor] = []
     handle = model.get_submodule(layer).register_forward_hook(hook)
     try:
-        with torch.inference_mode():
-            for inputs, _ in batches:
-                masks.append(token_mask(inputs))
-                forward(model, inputs)
+        # Not inference mode: what the model caches here, a backward pass may need later.
+        with torch.no_grad():
+            for batch, _ in batches:
+                calls.clear()
+                forward(model, batch)
+                if not calls:
+                    raise LayerError(layer, "it is not called, and has no output to cluster")
+                pooled.append(torch.stack(calls).mean(0).cpu())
     finally:
         handle.remove()
-    return ClusteredBatches(batches, kmeans(torch.cat(pooled), clusters, seed=seed))
+    if not pooled:
+        raise DataError("There is no calibration data: no batch was given.")
+    embeddings = torch.cat(pooled)
+    if not bool(torch.isfinite(embeddings).all()):
+        raise LayerError(layer, "its output holds NaN or Inf, and cannot be clustered")
+    return ClusteredBatches(batches, kmeans(embeddings, clusters, seed=seed))
 
 
 def kmeans(embeddings: Tensor, clusters: int, *, seed: int) -> Tensor:
@@ -92,13 +113,20 @@ def kmeans(embeddings: Tensor, clusters: int, *, seed: int) -> Tensor:
     return torch.from_numpy(found.astype(np.int64))
 
 
-def _pool(output: Tensor, mask: Tensor | None) -> Tensor:
-    """Return [B, n] means over tokens [B, T, n] or positions [B, n, H, W]."""
-    if output.ndim == 4:
-        return output.flatten(2).mean(2)
-    if output.ndim == 3:
-        if mask is not None and mask.shape == output.shape[:2]:
-            weight = mask.to(output)[..., None]
-            return (output * weight).sum(1) / weight.sum(1).clamp_min(1)
-        return output.mean(1)
-    return output
+def _pool(layer: str, output: Tensor, samples: int, mask: Tensor | None) -> Tensor:
+    """Return the mean output [B, n] of each sample over its real tokens or positions.
+
+    Args:
+        layer: The layer's name.
+        output: Its output [B, …, n] or [B·T, n].
+        samples: Number of samples B.
+        mask: Which of [B, T] tokens are real, where inputs carry it.
+    """
+    if output.ndim < 2 or len(output) % samples:
+        shape = tuple(output.shape)
+        raise LayerError(layer, f"its output {shape} does not belong to {samples} samples")
+    rows = output.reshape(samples, -1, output.shape[-1]).float()  # (B, T, n)
+    if mask is None or mask.shape != rows.shape[:2]:
+        return rows.mean(1)
+    weight = mask.to(rows)[..., None]
+    return (rows * weight).sum(1) / weight.sum(1).clamp_min(1)
