@@ -211,7 +211,7 @@ def factorize(
     if measurement.model is not model:
         raise UsageError("The plan was made for another model object; measure this one.")
     check_against(plan, measurement.candidates)
-    return measurement.factorized(plan.ranks, plan.recipe, progress=progress)
+    return measurement.factorized(plan.ranks, plan.recipe, progress=progress)[0]
 
 
 def probe_inputs(batches: Batches, device: torch.device) -> Inputs:

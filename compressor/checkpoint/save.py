@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from compressor.checkpoint.storage import cast_state
 from compressor.errors import CheckpointError, OutputExistsError
 from compressor.models.source import MODEL_SOURCES, LoadedModel
 
+ExtraFiles = Mapping[str, str] | Callable[[int], Mapping[str, str]]
+
 MARGIN = 1 << 20
 """Bytes that config, reports and file headers may take beside the weights."""
 
@@ -26,7 +28,7 @@ def save_directory(
     directory: Path,
     *,
     lowrank: LowRankConfig,
-    extra_files: Mapping[str, str] | None = None,
+    extra_files: ExtraFiles | None = None,
     overwrite: bool = False,
     max_shard_size: str = "5GB",
 ) -> int:
@@ -39,7 +41,8 @@ def save_directory(
         model: The model; its module is already factorized.
         directory: Where to write.
         lowrank: Which layers were factorized.
-        extra_files: Text of further files by name: plan.json, report.json, README.md.
+        extra_files: Text of further files by name (plan.json, report.json, README.md), or a function
+            that returns it given the size of the weight files in bytes.
         overwrite: Replace ``directory`` if compressor wrote it, or if it is empty.
         max_shard_size: Largest weight file, as huggingface_hub writes sizes.
 
@@ -61,10 +64,16 @@ def save_directory(
         with _sibling(directory) as temporary:
             source.write_weights(model, temporary, state, max_shard_size=max_shard_size)
             source.write_architecture(model, temporary, _stamped(lowrank, model.framework))
-            for name, text in (extra_files or {}).items():
+            size = _weight_bytes(temporary)
+            texts = extra_files(size) if callable(extra_files) else extra_files
+            for name, text in (texts or {}).items():
                 (temporary / name).write_text(text, encoding="utf-8")
             _flush(temporary)
             _move_into_place(temporary, directory)
+    return _weight_bytes(directory)
+
+
+def _weight_bytes(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.glob("*.safetensors"))
 
 

@@ -60,9 +60,11 @@ class LinearKind:
         """Return an unfilled LowRankLinear."""
         rows, columns = self.shape(module)
         weight = self.matrix(module)
-        return LowRankLinear(
+        lowrank = LowRankLinear(
             columns, rows, rank, bias=bias, device=weight.device, dtype=weight.dtype
         )
+        lowrank.kind = self.name
+        return lowrank
 
     def fill(self, lowrank: nn.Module, up: Tensor, down: Tensor, bias: Tensor | None) -> None:
         """Write up [m, r] and down [r, n]."""

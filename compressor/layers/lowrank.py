@@ -24,6 +24,9 @@ class LowRankLinear(nn.Linear):
         dtype: Their type.
     """
 
+    kind = "linear"
+    """Registered kind of the dense layer that this one replaced."""
+
     def __init__(
         self,
         in_features: int,
@@ -59,6 +62,9 @@ class LowRankConv2d(nn.Conv2d):
         rank: Channels r between the two.
         bias: Whether there is a bias [m].
     """
+
+    kind = "conv2d"
+    """Registered kind of the dense layer that this one replaced."""
 
     def __init__(self, dense: nn.Conv2d, rank: int, *, bias: bool) -> None:
         device, dtype = dense.weight.device, dense.weight.dtype

@@ -38,23 +38,23 @@ class RecipeMethod:
         self, measurement: Measurement, weights: int, *, multiple: int, progress: Progress
     ) -> Decision:
         """Allocate under the recipe."""
-        del progress
         ranks = allocate(measurement, self.recipe, weights, multiple=multiple)
-        return Decision(ranks, self.recipe)
+        _, recipe = measurement.factorized(ranks, self.recipe, progress=progress)
+        return Decision(ranks, recipe)
 
 
 for method in (
     RecipeMethod(
         name="svd",
         source="Eckart & Young 1936: truncated SVD of the weights, the same share in every layer",
-        recipe=Recipe(input_metric="identity", allocation="uniform", norm_correction=False),
+        recipe=Recipe(input_metric="identity", allocation="uniform"),
         weights_only=True,
     ),
     RecipeMethod(
         name="whitened",
         source="SVD-LLM, arXiv 2403.07378: truncation-aware whitening, the same share in every "
         "layer",
-        recipe=Recipe(input_metric="second_moment", allocation="uniform", norm_correction=False),
+        recipe=Recipe(input_metric="second_moment", allocation="uniform"),
     ),
 ):
     METHODS.register(method.name)(method)

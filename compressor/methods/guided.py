@@ -70,9 +70,10 @@ class Guided:
             recipe = grid[0]
             return Decision(allocate(measurement, recipe, weights, multiple=multiple), recipe)
         tried: list[tuple[Choice, Decision]] = []
-        for recipe in progress.track(grid, description="select", total=len(grid)):
-            ranks = allocate(measurement, recipe, weights, multiple=multiple)
-            found = measurement.judge(measurement.factorized(ranks, recipe))
+        for open_recipe in progress.track(grid, description="select", total=len(grid)):
+            ranks = allocate(measurement, open_recipe, weights, multiple=multiple)
+            model, recipe = measurement.factorized(ranks, open_recipe)
+            found = measurement.judge(model)
             assert found.kl_to_dense is not None
             choice = Choice(
                 label=label(recipe),

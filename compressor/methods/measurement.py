@@ -66,22 +66,29 @@ class Measurement:
 
     def factorized(
         self, ranks: dict[str, int], recipe: Recipe, *, progress: Progress = SILENT
-    ) -> nn.Module:
-        """Return the model factorized as ranks and recipe say.
+    ) -> tuple[nn.Module, Recipe]:
+        """Return the model factorized as ranks and recipe say, and the recipe with nothing open.
 
-        Where the recipe leaves the BatchNorm correction open, both models are judged.
+        Where the recipe leaves the BatchNorm correction open, held-out data decides; without such
+        data it is made.
         """
-        plain = factorized(
-            self.model, self.candidates.layers, ranks, recipe, self.decompositions
-        )
+        plain = factorized(self.model, self.candidates.layers, ranks, recipe, self.decompositions)
         if recipe.norm_correction is False or not has_batch_norms(self.model):
-            return plain
+            return plain, recipe.model_copy(update={"norm_correction": False})
         corrected = corrected_norms(
             self.model, plain, self.calibration, forward=self.forward, progress=progress
         )
-        if recipe.norm_correction or self.selection is None:
-            return corrected
-        return min((plain, corrected), key=lambda model: self.judge(model).kl_to_dense or 0.0)
+        better = True
+        if recipe.norm_correction is None and self.selection is not None:
+            better = self.divergence(corrected) <= self.divergence(plain)
+        chosen = corrected if better else plain
+        return chosen, recipe.model_copy(update={"norm_correction": better})
+
+    def divergence(self, compressed: nn.Module) -> float:
+        """Return the mean KL from the dense model on the selection data, in nats."""
+        found = self.judge(compressed).kl_to_dense
+        assert found is not None
+        return found
 
     def judge(self, compressed: nn.Module) -> Evaluation:
         """Return how a compressed model fares on the selection data.

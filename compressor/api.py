@@ -1,0 +1,103 @@
+"""`compress` from Python: every stage in one call, on objects in memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from compressor.evaluation.loop import Evaluation, evaluate
+from compressor.forward import Batch, Batches, Forward
+from compressor.methods.measurement import default_device
+from compressor.methods.plan import Plan
+from compressor.progress import SILENT, Progress
+from compressor.saving import save
+from compressor.stages import factorize, measure, plan
+
+
+@dataclass(frozen=True)
+class Compression:
+    """A compressed model and how it compares.
+
+    Args:
+        model: The factorized model; tensors that did not change are shared with the dense one.
+        plan: The ranks and how they came about.
+        dense: The dense model on the test batches, None where there were none.
+        compressed: The factorized model on the test batches, None where there were none.
+    """
+
+    model: nn.Module = field(repr=False)
+    plan: Plan
+    dense: Evaluation | None
+    compressed: Evaluation | None
+
+
+def compress(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    budget: str | Sequence[str],
+    *,
+    test: Batches | None = None,
+    selection: Batches | None = None,
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    method: str = "nc1",
+    gradients: bool = True,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    rank_multiple: int = 1,
+    classes: int | None = None,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> Compression:
+    """Measure, plan, factorize, evaluate and save a model in one call.
+
+    Args:
+        model: Any module whose output holds class logits [B, C].
+        batches: Calibration batches (inputs, labels [B] or None).
+        budget: One or several budgets, for instance ``"layers=50%"``.
+        test: Batches to compare both models on.
+        selection: Held-out batches that choices are judged on; None holds out every fourth of
+            ``batches``.
+        out: Directory to save to.
+        overwrite: Replace ``out`` if this package wrote it.
+        method: Registered method.
+        gradients: Allow a backward pass over the calibration batches.
+        include: Patterns of layers to take though they would be left dense by default.
+        exclude: Patterns of layers to leave dense.
+        rank_multiple: Ranks are multiples of this.
+        classes: Number of classes; None takes the width of the logits.
+        seed: Seed of every draw.
+        progress: Told of each step.
+
+    Raises:
+        CompressorError: As `measure`, `plan`, `factorize` and `save`.
+    """
+    measurement = measure(
+        model,
+        batches,
+        selection=selection,
+        method=method,
+        gradients=gradients,
+        classes=classes,
+        include=include,
+        exclude=exclude,
+        seed=seed,
+        progress=progress,
+    )
+    made = plan(
+        measurement, budget, method=method, rank_multiple=rank_multiple, progress=progress
+    )
+    small = factorize(model, made, progress=progress)
+    dense = compressed = None
+    if test is not None:
+        forward = Forward(device=default_device(model))
+        dense = evaluate(model, test, forward=forward, progress=progress)
+        compressed = evaluate(
+            small, test, forward=forward, dense_logits=dense.logits, progress=progress
+        )
+    if out is not None:
+        save(small, out, overwrite=overwrite)
+    return Compression(small, made, dense, compressed)

@@ -1,0 +1,84 @@
+"""What a plan means for each layer: collapse, bound and actual loss side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from compressor.collapse.capture import LayerStatistics
+from compressor.collapse.metrics import cdnv, energy_bound, nc1, nc1_quotient
+from compressor.collapse.spectra import singular_values
+from compressor.layers.kinds import LAYER_KINDS
+from compressor.layers.lowrank import LOW_RANK_TYPES
+from compressor.methods.decompose import weighted_error
+from compressor.methods.measurement import Measurement
+from compressor.schema import LayerFigures
+
+
+def layer_figures(
+    measurement: Measurement, ranks: Mapping[str, int], compressed: nn.Module | None = None
+) -> tuple[LayerFigures, ...]:
+    """Return the figures of every candidate, in forward order.
+
+    Args:
+        measurement: What was measured on the dense model.
+        ranks: Rank by layer name.
+        compressed: The factorized model, whose actual loss is then told too.
+    """
+    modules = dict(measurement.model.named_modules())
+    replaced = {} if compressed is None else dict(compressed.named_modules())
+    figures = []
+    for name, layer in measurement.candidates.layers.items():
+        weight = LAYER_KINDS.get(layer.kind).matrix(modules[name]).double()
+        rank = ranks[name] if ranks[name] <= layer.break_even_rank else layer.full_rank
+        statistics = measurement.layers.get(name)
+        collapsed = None if statistics is None else nc1(
+            statistics.inputs, statistics.inputs.within_covariance
+        )[0]
+        figures.append(
+            LayerFigures(
+                name=name,
+                kind=layer.kind,
+                shape=layer.shape,
+                rank=rank,
+                full_rank=layer.full_rank,
+                break_even_rank=layer.break_even_rank,
+                parameters=layer.cost(ranks[name]),
+                nc1_quotient=None if statistics is None else nc1_quotient(statistics.inputs),
+                nc1=collapsed,
+                cdnv=None if statistics is None else cdnv(statistics.inputs),
+                nc1_quotient_output=None
+                if statistics is None
+                else nc1_quotient(statistics.outputs),
+                bound=None if statistics is None else _bound(statistics, weight, rank),
+                energy_lost=_lost(statistics, weight, replaced.get(name)),
+            )
+        )
+    return tuple(figures)
+
+
+def _bound(statistics: LayerStatistics, weight: Tensor, rank: int) -> float | None:
+    """Return the share of output energy that collapse alone allows ``rank`` to lose."""
+    weight = weight.to(statistics.inputs.means.device)
+    if rank >= min(weight.shape):
+        return 0.0
+    within = singular_values(weight, statistics.inputs.within_covariance).square()
+    between = singular_values(statistics.inputs.between_factor @ weight.T).square()
+    return energy_bound(within, between, rank)
+
+
+def _lost(
+    statistics: LayerStatistics | None, weight: Tensor, replaced: nn.Module | None
+) -> float | None:
+    """Return tr((W−Ŵ) Σ_T (W−Ŵ)ᵀ)/tr(W Σ_T Wᵀ), the share of output energy that was lost."""
+    if statistics is None or replaced is None:
+        return None
+    if not isinstance(replaced, LOW_RANK_TYPES):
+        return 0.0
+    metric = statistics.inputs.total_covariance
+    up, down = LAYER_KINDS.get(replaced.kind).factors(replaced)
+    weight = weight.to(metric.device)
+    difference = weight - up.to(metric.device).double() @ down.to(metric.device).double()
+    energy = weighted_error(weight, metric, None)
+    return weighted_error(difference, metric, None) / energy if energy > 0 else None
