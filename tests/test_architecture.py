@@ -26,7 +26,14 @@ FLOORS = (
 """Modules of each floor from the ground up, by prefix; the longest prefix that fits decides."""
 
 ROOMS = {
-    "transformers": ("models.transformers", "layers.conv1d", "data", "hf"),
+    "transformers": (
+        "models.transformers",
+        "models.image_processor",
+        "models.quiet",
+        "layers.conv1d",
+        "data",
+        "hf",
+    ),
     "timm": ("models.timm", "models.imagenet"),
     "datasets": ("data",),
     "typer": ("cli",),

@@ -190,14 +190,15 @@ def _ranks(layers: Sequence[LayerFigures]) -> RenderableType:
                 "dense" if dense else f"{layer.rank}/{layer.full_rank}",
                 percent(layer.parameters / max(layer.shape[0] * layer.shape[1], 1), 0),
                 figure(layer.nc1_quotient),
-                "–" if dense else percent(layer.energy_lost),
-                "–" if dense else percent(layer.bound),
+                "–" if dense else percent(layer.energy_lost, 2),
+                "–" if dense else percent(layer.bound, 2),
             )
         )
     table = LayerTable(("layer", "shape", "rank", "kept", "NC1", "lost", "bound"), rows)
     legend = (
-        "NC1: tr Σ_W / tr Σ_B of the layer's input. Lost: share of its output's energy; bound: the "
-        "most that collapse lets this rank lose."
+        "NC1: tr Σ_W / tr Σ_B of the layer's input. Lost: share of its output's energy. Bound: the "
+        "most that the truncation which is best for that energy loses, from collapse alone; one "
+        "that aims at the predictions instead may lose more energy."
     )
     return Group(table, Text(legend, style="dim"))
 
@@ -215,7 +216,7 @@ def _before_and_after(dense: ModelFigures, small: ModelFigures) -> RenderableTyp
         share = percent(after / before) if before and after is not None else ""
         table.add_row(*_cells(label, show(before), show(after), share))
     table.add_row(*_cells("same prediction", "", percent(small.agreement, 2), ""))
-    kl = "–" if small.kl_to_dense is None else f"{small.kl_to_dense:.4f} nats"
+    kl = "–" if small.kl_to_dense is None else f"{figure(small.kl_to_dense)} nats"
     table.add_row(*_cells("KL to dense", "", kl, ""))
     return table
 
@@ -226,7 +227,7 @@ def _choices(choices: Iterable[Choice]) -> RenderableType:
         table.add_row(
             *_cells(
                 shorten(choice.label, 44),
-                f"{choice.kl:.4f}",
+                figure(choice.kl),
                 percent(choice.accuracy),
                 "guided" if choice.guided else "",
                 "chosen" if choice.chosen else "",

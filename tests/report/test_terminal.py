@@ -101,9 +101,9 @@ def test_the_report_shows_ranks_collapse_and_costs():
         "42",
         "%",
         "1.2e+04",
-        "3.1",
+        "3.12",
         "%",
-        "40.0",
+        "40.00",
         "%",
     ]
     for words in ("92.20 %", "91.70 %", "45.4 MB", "36.9 MB", "report.json", "1,024 calibration"):
