@@ -3,6 +3,7 @@ r"""Train the CNN of plain_cnn.py on scikit-learn's digits; half a minute on two
 python examples/train_plain_cnn.py --out plain_cnn.pt
 compressor compress examples/plain_cnn.py:build --checkpoint plain_cnn.pt \
     --data sklearn:digits --budget layers=60% --out plain-cnn-60
+compressor evaluate plain-cnn-60 --factory examples/plain_cnn.py:build --data sklearn:digits
 """
 
 from __future__ import annotations

@@ -47,6 +47,11 @@ def figure(value: float | None) -> str:
     return _three_digits(value)
 
 
+def nats(divergence: float | None) -> str:
+    """Return a divergence with three significant digits, however small: 0.00312."""
+    return MISSING if divergence is None else f"{divergence:.3g}"
+
+
 def duration(seconds: float) -> str:
     """Return a time span: 8.2 s, 3 min 20 s."""
     if seconds < 60:

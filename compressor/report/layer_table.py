@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,10 +38,19 @@ class LayerTable:
             for column in range(1, len(self.columns))
         )
         width = max(options.max_width - taken, NARROWEST_NAME)
-        table = plain_table(self.columns)
+        names = [row[0] for row in self.rows]
+        prefix = common_prefix(names) if max(map(len, names), default=0) > width else ""
+        title = f"{self.columns[0]} in {prefix.rstrip('.')}" if prefix else self.columns[0]
+        table = plain_table([shorten(title, width), *self.columns[1:]])
         for name, *figures in self.rows:
-            table.add_row(Text(shorten(name, width)), *map(Text, figures))
+            table.add_row(Text(shorten(name[len(prefix) :], width)), *map(Text, figures))
         yield table
+
+
+def common_prefix(names: Sequence[str]) -> str:
+    """Return the dotted beginning that all names share, dot included: ``encoder.layer.``."""
+    shared = os.path.commonprefix(list(names))
+    return shared[: shared.rfind(".") + 1] if len(names) > 1 else ""
 
 
 def plain_table(columns: Sequence[str]) -> Table:

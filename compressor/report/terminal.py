@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from compressor.report.figures import count, duration, figure, percent, shorten, size
+from compressor.report.figures import count, duration, figure, nats, percent, shorten, size
 from compressor.report.layer_table import LayerTable, plain_table
 from compressor.report.verdict import guidance, summary, verdict
 from compressor.schema import (
@@ -44,7 +44,7 @@ def view_report(report: Report) -> RenderableType:
         *_data(report.data),
         *([Text(guided)] if guided else []),
         *_left_dense(report.left_dense),
-        *_notes(report.notes),
+        *_notes(note for note in report.notes if note not in report.data.notes),
         _line("time", duration(sum(report.seconds.values()))),
         _line("checkpoint", report.out),
         _line("report", f"{report.out}/report.json"),
@@ -152,7 +152,7 @@ def view_measurement(measurement: MeasurementReport) -> RenderableType:
         BLANK,
         *_data(measurement.data),
         *_left_dense(measurement.left_dense),
-        *_notes(measurement.notes),
+        *_notes(note for note in measurement.notes if note not in measurement.data.notes),
         _line("time", duration(sum(measurement.seconds.values()))),
     )
 
@@ -216,8 +216,7 @@ def _before_and_after(dense: ModelFigures, small: ModelFigures) -> RenderableTyp
         share = percent(after / before) if before and after is not None else ""
         table.add_row(*_cells(label, show(before), show(after), share))
     table.add_row(*_cells("same prediction", "", percent(small.agreement, 2), ""))
-    kl = "–" if small.kl_to_dense is None else f"{figure(small.kl_to_dense)} nats"
-    table.add_row(*_cells("KL to dense", "", kl, ""))
+    table.add_row(*_cells("KL to dense, nats", "", nats(small.kl_to_dense), ""))
     return table
 
 
@@ -227,7 +226,7 @@ def _choices(choices: Iterable[Choice]) -> RenderableType:
         table.add_row(
             *_cells(
                 shorten(choice.label, 44),
-                figure(choice.kl),
+                nats(choice.kl),
                 percent(choice.accuracy),
                 "guided" if choice.guided else "",
                 "chosen" if choice.chosen else "",

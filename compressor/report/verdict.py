@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from compressor.report.figures import figure, percent, points, size
+from compressor.report.figures import nats, percent, points, size
 from compressor.schema import Report
 
 Grade = Literal["good", "fair", "bad"]
@@ -72,8 +72,8 @@ def guidance(report: Report) -> str | None:
     best, plain = min(guided), min(unguided)
     relation = "gained" if best < plain else "did not gain"
     return (
-        f"NC1 guidance {relation} on the selection data: KL {figure(best)} guided, "
-        f"{figure(plain)} unguided.{name}"
+        f"NC1 guidance {relation} on the selection data: KL {nats(best)} guided, "
+        f"{nats(plain)} unguided.{name}"
     )
 
 

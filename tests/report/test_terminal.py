@@ -127,6 +127,24 @@ def test_inspection_rounds_the_smallest_budget_up_and_limits_its_rows():
     assert "and 3 more layers" in text
 
 
+def test_names_that_do_not_fit_lose_what_they_share():
+    rows = [
+        INSPECTED.model_copy(update={"name": f"bert.encoder.layer.{number}.attention.self.query"})
+        for number in (0, 11)
+    ]
+    text = shown(view_inspection(INSPECTION.model_copy(update={"layers": tuple(rows)})))
+    assert "layer in bert.encoder.layer " in text
+    assert "\n0.attention.self.query " in text
+    assert "\n11.attention.self.query " in text
+
+
+def test_a_note_is_said_once():
+    doubled = report().model_copy(update={"notes": (*DATA.notes, "another")})
+    text = shown(view_report(doubled))
+    assert text.count("a.png, b.png") == 1
+    assert "another" in text
+
+
 def test_a_measurement_by_clusters_says_so():
     assert "k-means" in shown(VIEWS["measurement"])
 

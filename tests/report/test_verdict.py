@@ -46,7 +46,7 @@ def test_chance_is_two_standard_errors_of_the_disagreement():
 
 def test_guidance_is_compared_with_the_best_unguided_choice():
     assert guidance(report()) == (
-        "NC1 guidance gained on the selection data: KL 0.015 guided, 0.020 unguided. "
+        "NC1 guidance gained on the selection data: KL 0.015 guided, 0.02 unguided. "
         "Chosen: nc1 β=0.5."
     )
     unguided = report().selection[:1]
