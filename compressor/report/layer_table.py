@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -49,8 +48,14 @@ class LayerTable:
 
 def common_prefix(names: Sequence[str]) -> str:
     """Return the dotted beginning that all names share, dot included: ``encoder.layer.``."""
-    shared = os.path.commonprefix(list(names))
-    return shared[: shared.rfind(".") + 1] if len(names) > 1 else ""
+    if len(names) < 2:
+        return ""
+    shared = []
+    for parts in zip(*(name.split(".")[:-1] for name in names), strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(f"{parts[0]}.")
+    return "".join(shared)
 
 
 def plain_table(columns: Sequence[str]) -> Table:
