@@ -8,6 +8,9 @@ from torch import Tensor
 BLOCK = 8192
 """Rows whose Gram matrix is summed in the rows' own precision before it is added in float64."""
 
+ONE_HOT_CLASSES = 256
+"""Up to this many classes in a batch, sums by class are one matrix product."""
+
 
 class ClassMoments:
     """Accumulates rows z [D] of C classes into counts, means and within-class scatter.
@@ -59,32 +62,31 @@ class ClassMoments:
                 outside [0, C); or if a weight is negative or not finite. Nothing is added then.
         """
         rows = rows if rows.dtype == torch.float64 else rows.float()
-        bad = int((~torch.isfinite(rows).all(1)).sum())
-        if bad:
-            raise ValueError(f"{bad} of {len(rows)} rows hold NaN or Inf")
         if not len(rows):
             return
         present, position = torch.unique(labels, return_inverse=True)
         self._require_known(present)
         if weights is not None and not bool((torch.isfinite(weights) & (weights >= 0)).all()):
             raise ValueError("the weights of the rows must be finite and not negative")
-        mass = (
-            rows.new_ones(len(rows), dtype=torch.float64) if weights is None else weights.double()
-        )
-        counts = torch.zeros(len(present), dtype=torch.float64, device=rows.device)
-        counts.index_add_(0, position, mass)
-        means = _class_means(rows, position, mass, counts)
-        about = means.to(rows.dtype)
+        mass = None if weights is None else weights.double()
+        counts = torch.bincount(position, weights=mass, minlength=len(present)).double()
+        # A first mean in the rows' own precision is near enough to centre by; what it missed is
+        # the mean of the centred rows, small numbers that lose nothing in that precision.
+        about = _class_means(rows, position, mass, counts).to(rows.dtype)
+        if not bool(torch.isfinite(about).all()):
+            bad = int((~torch.isfinite(rows).all(1)).sum())
+            raise ValueError(f"{bad} of {len(rows)} rows hold NaN or Inf")
         centred = rows - about[position]
-        left = means - about.double()  # the means' rounding, taken out of the squares below
-        squares = torch.zeros(len(present), dtype=torch.float64, device=rows.device)
-        squares.index_add_(0, position, mass * centred.double().square().sum(1))
+        left = _class_means(centred, position, mass, counts)
+        norms = centred.square().sum(1).double()
+        squares = torch.zeros_like(counts)
+        squares.index_add_(0, position, norms if mass is None else norms * mass)
         squares -= counts * left.square().sum(1)
         scatter = None
         if self.within is not None:
-            scaled = centred if weights is None else centred * mass.sqrt().to(rows.dtype)[:, None]
+            scaled = centred if mass is None else centred * mass.sqrt().to(rows.dtype)[:, None]
             scatter = gram(scaled) - (left * counts[:, None]).T @ left
-        self._add(present, counts, means, squares.clamp_min(0), scatter)
+        self._add(present, counts, about.double() + left, squares.clamp_min(0), scatter)
 
     def merge(self, other: ClassMoments) -> ClassMoments:
         """Return the moments of both sets of rows together; neither is changed.
@@ -208,12 +210,21 @@ class ClassMoments:
         return moments
 
 
-def _class_means(rows: Tensor, position: Tensor, mass: Tensor, counts: Tensor) -> Tensor:
+def _class_means(
+    rows: Tensor, position: Tensor, mass: Tensor | None, counts: Tensor
+) -> Tensor:
     """Return the weighted means [k, D] in float64 of rows grouped by ``position`` [N]."""
     sums = torch.zeros(len(counts), rows.shape[1], dtype=torch.float64, device=rows.device)
     for start in range(0, len(rows), BLOCK):
         part = slice(start, start + BLOCK)
-        sums.index_add_(0, position[part], rows[part].double() * mass[part, None])
+        block = rows[part]
+        weight = block.new_ones(len(block)) if mass is None else mass[part].to(block.dtype)
+        if len(counts) <= ONE_HOT_CLASSES:
+            one_hot = block.new_zeros(len(counts), len(block))
+            one_hot[position[part], torch.arange(len(block), device=rows.device)] = weight
+            sums += one_hot @ block
+        else:
+            sums.index_add_(0, position[part], (block * weight[:, None]).double())
     return sums / counts.where(counts > 0, 1.0)[:, None]
 
 

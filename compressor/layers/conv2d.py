@@ -64,6 +64,19 @@ class Conv2dKind:
         patches = padded[:, :, rows[:, :, None], columns[:, None, :]]  # (B, c, P, kh, kw)
         return patches.transpose(1, 2).reshape(samples, len(y), -1)
 
+    def all_rows(self, module: nn.Module, inputs: Tensor, samples: int) -> Tensor:
+        """Return the patches [B, H'·W', n] under every output position."""
+        assert isinstance(module, nn.Conv2d)
+        del samples
+        if module.kernel_size == (1, 1) and module.stride == (1, 1) and not any(
+            module._reversed_padding_repeated_twice
+        ):
+            return inputs.flatten(2).transpose(1, 2)
+        patches = functional.unfold(
+            _pad(module, inputs), module.kernel_size, module.dilation, 0, module.stride
+        )
+        return patches.transpose(1, 2)
+
     def output_rows(self, module: nn.Module, outputs: Tensor, samples: int) -> Tensor:
         """Return [B, m, H', W'] at the grid of `rows`, as [B, P, m]."""
         del module, samples

@@ -44,8 +44,12 @@ class LayerKind(Protocol):
         """
         ...
 
+    def all_rows(self, module: nn.Module, inputs: Tensor, samples: int) -> Tensor:
+        """Return what W acts on at every output position, [samples, P', n]."""
+        ...
+
     def output_rows(self, module: nn.Module, outputs: Tensor, samples: int) -> Tensor:
-        """Return the outputs, or their gradients, as [samples, P, m], at the positions of `rows`."""
+        """Return the outputs as [samples, P, m], at the positions of `rows`."""
         ...
 
     def all_output_rows(self, module: nn.Module, outputs: Tensor, samples: int) -> Tensor:

@@ -44,6 +44,11 @@ class LinearKind:
         del module
         return sample_rows(inputs, samples)
 
+    def all_rows(self, module: nn.Module, inputs: Tensor, samples: int) -> Tensor:
+        """Return [..., n] as [samples, P, n]: every position is taken anyway."""
+        del module
+        return inputs.reshape(samples, -1, inputs.shape[-1])
+
     def output_rows(self, module: nn.Module, outputs: Tensor, samples: int) -> Tensor:
         """Return [..., m] as [samples, P, m]."""
         del module

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from compressor.methods.guided import allocate
 from compressor.methods.measurement import Measurement
-from compressor.methods.method import METHODS, Decision, Needs
+from compressor.methods.method import METHODS, Decision
+from compressor.methods.metrics import METRICS, Needs
 from compressor.methods.recipe import Recipe
 from compressor.progress import Progress
 
@@ -19,20 +20,16 @@ class RecipeMethod:
         name: Name it is registered under.
         source: Paper it comes from.
         recipe: What it does.
-        weights_only: Whether it needs no data at all.
     """
 
     name: str
     source: str
     recipe: Recipe
-    weights_only: bool = False
 
     def needs(self, *, gradients: bool) -> Needs:
         """What the recipe needs; ``gradients`` has no say, for the recipe is what it is."""
         del gradients
-        if self.weights_only:
-            return "weights"
-        return "gradients" if self.recipe.gradients else "forward"
+        return METRICS.get(self.recipe.metric).needs
 
     def decide(
         self, measurement: Measurement, weights: int, *, multiple: int, progress: Progress
@@ -47,14 +44,13 @@ for method in (
     RecipeMethod(
         name="svd",
         source="Eckart & Young 1936: truncated SVD of the weights, the same share in every layer",
-        recipe=Recipe(input_metric="identity", allocation="uniform"),
-        weights_only=True,
+        recipe=Recipe(metric="identity", allocation="uniform"),
     ),
     RecipeMethod(
         name="whitened",
         source="SVD-LLM, arXiv 2403.07378: truncation-aware whitening, the same share in every "
         "layer",
-        recipe=Recipe(input_metric="second_moment", allocation="uniform"),
+        recipe=Recipe(metric="second_moment", allocation="uniform"),
     ),
 ):
     METHODS.register(method.name)(method)

@@ -45,10 +45,6 @@ def decompose(
 ) -> Decomposition:
     """Decompose W in the metrics Σ on its inputs and F on its outputs.
 
-    Works in float64 with an eigendecomposition of the smaller side: F^{1/2} W Σ Wᵀ F^{1/2} [m, m]
-    where m ≤ n, else Σ^{1/2} Wᵀ F W Σ^{1/2} [n, n]. Only the metric of the smaller side has to be
-    invertible; it is damped by `DAMPING` of its mean eigenvalue.
-
     Args:
         weight: W [m, n].
         input_metric: Σ [n, n], symmetric positive semi-definite; None is the identity.
@@ -65,28 +61,46 @@ def decompose(
     if output_metric is not None:
         output_metric = _finite(output_metric.double(), "output metric", (rows, rows))
     if rows > columns:
-        flipped = decompose(weight.T, output_metric, input_metric)
-        return Decomposition(flipped.energies, flipped.down.T, flipped.up.T)
-    gram = weight @ weight.T if input_metric is None else weight @ input_metric @ weight.T
-    if output_metric is None:
-        energies, vectors = _descending_eigh(gram)
-        return Decomposition(energies, vectors, vectors.T @ weight)
-    # With F = L Lᵀ the factor Lᵀ serves as F^{1/2}: any square root gives the same truncation.
-    root = torch.linalg.cholesky(damped(output_metric))
-    energies, vectors = _descending_eigh(root.T @ gram @ root)
-    up = torch.linalg.solve_triangular(root.T, vectors, upper=True)
-    return Decomposition(energies, up, vectors.T @ (root.T @ weight))
+        right = weight if output_metric is None else output_metric @ weight
+        return decompose_on_smaller_side(weight, input_metric, weight.T @ right)
+    left = weight if input_metric is None else weight @ input_metric
+    return decompose_on_smaller_side(weight, output_metric, left @ weight.T)
 
 
-def damped(metric: Tensor, share: float = DAMPING) -> Tensor:
-    """Return the metric plus ``share`` of its mean eigenvalue on the diagonal.
+def decompose_on_smaller_side(
+    weight: Tensor, near: Tensor | None, pulled: Tensor
+) -> Decomposition:
+    """Decompose W given its smaller side's metric and the other one seen through W.
 
-    A metric that is zero throughout becomes the identity: nothing is known about the directions.
+    Works in float64 with an eigendecomposition of R pulled Rᵀ, R a square root of ``near``: any
+    root gives the same truncation. ``near`` is damped by `DAMPING` of its mean eigenvalue.
+
+    Args:
+        weight: W [m, n].
+        near: F [m, m] where m ≤ n, else Σ [n, n]; None is the identity.
+        pulled: W Σ Wᵀ [m, m] where m ≤ n, else Wᵀ F W [n, n].
+
+    Raises:
+        ValueError: If an argument holds NaN or Inf, or has the wrong shape.
+        torch.linalg.LinAlgError: If an eigendecomposition does not converge.
     """
-    size = metric.shape[0]
-    mean = float(metric.diagonal().mean())
-    identity = torch.eye(size, dtype=metric.dtype, device=metric.device)
-    return identity if mean <= 0 else metric + share * mean * identity
+    rows, columns = weight.shape
+    side = min(rows, columns)
+    weight = _finite(weight.double(), "weight", (rows, columns))
+    pulled = _finite(pulled.double(), "metric", (side, side))
+    if rows > columns:
+        flipped = decompose_on_smaller_side(weight.T, near, pulled)
+        return Decomposition(flipped.energies, flipped.down.T, flipped.up.T)
+    if near is None:
+        energies, vectors = _descending_eigh(pulled)
+        return Decomposition(energies, vectors, vectors.T @ weight)
+    values, basis = _descending_eigh(_finite(near.double(), "metric", (side, side)))
+    mean = float(values.mean())
+    values = values + DAMPING * mean if mean > 0 else torch.ones_like(values)
+    root = values.sqrt()[:, None] * basis.T  # Rᵀ R = near + damping
+    energies, vectors = _descending_eigh(root @ pulled @ root.T)
+    up = (basis / values.sqrt()) @ vectors
+    return Decomposition(energies, up, vectors.T @ (root @ weight))
 
 
 def balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:

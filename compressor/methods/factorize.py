@@ -12,8 +12,7 @@ from compressor.errors import LayerError
 from compressor.layers.candidates import Candidate
 from compressor.layers.kinds import LAYER_KINDS
 from compressor.layers.surgery import BuildSpec, install, structural_copy
-from compressor.methods.decompose import Decomposition, decompose
-from compressor.methods.metrics import INPUT_METRICS, OUTPUT_METRICS, InputMetric
+from compressor.methods.metrics import METRICS, Truncation
 from compressor.methods.recipe import Recipe
 
 
@@ -37,31 +36,26 @@ class Decompositions:
         self._modules = dict(model.named_modules())
         self._layers = layers
         self._statistics = statistics
-        self._kept: dict[tuple[str, str], tuple[Decomposition, Tensor | None]] = {}
+        self._kept: dict[tuple[str, str, object], Truncation] = {}
 
-    def get(self, name: str, recipe: Recipe) -> tuple[Decomposition, Tensor | None]:
-        """Return the decomposition of one layer, and the mean input [n] its bias corrects for.
+    def get(self, name: str, recipe: Recipe) -> Truncation:
+        """Return one layer's decomposition in the recipe's metric.
 
         Raises:
-            LayerError: If the layer's weights or statistics are not finite, or the
+            LayerError: If the layer's weights or statistics are not finite or missing, or the
                 eigendecomposition fails.
         """
-        key = (name, f"{recipe.input_metric} {recipe.alpha} {recipe.rows} {recipe.output_metric}")
+        key = (name, recipe.metric, recipe.alpha)
         if key not in self._kept:
-            self._kept[key] = self._decompose(name, recipe)
+            weight = LAYER_KINDS.get(self._layers[name].kind).matrix(self._modules[name])
+            metric = METRICS.get(recipe.metric)
+            try:
+                self._kept[key] = metric.truncate(
+                    _double(weight), self._statistics.get(name), recipe
+                )
+            except (ValueError, torch.linalg.LinAlgError) as error:
+                raise LayerError(name, f"it cannot be decomposed: {error}") from error
         return self._kept[key]
-
-    def _decompose(self, name: str, recipe: Recipe) -> tuple[Decomposition, Tensor | None]:
-        weight = LAYER_KINDS.get(self._layers[name].kind).matrix(self._modules[name])
-        inputs, outputs = InputMetric(None, None), None
-        if name in self._statistics:
-            statistics = self._statistics[name]
-            inputs = INPUT_METRICS.get(recipe.input_metric)(statistics, recipe)
-            outputs = OUTPUT_METRICS.get(recipe.output_metric)(statistics)
-        try:
-            return decompose(_double(weight), inputs.matrix, outputs), inputs.mean
-        except (ValueError, torch.linalg.LinAlgError) as error:
-            raise LayerError(name, f"it cannot be decomposed: {error}") from error
 
 
 def factorized(
@@ -98,11 +92,13 @@ def factorized(
     replaced = dict(compressed.named_modules())
     for name, rank in chosen.items():
         kind = LAYER_KINDS.get(layers[name].kind)
-        decomposition, mean = decompositions.get(name, recipe)
-        up, down = decomposition.factors(rank)
+        truncation = decompositions.get(name, recipe)
+        up, down = truncation.decomposition.factors(rank)
         bias = getattr(modules[name], "bias", None)
         if bias is not None:
-            bias = corrected_bias(_double(bias.detach()), kind.matrix(modules[name]), up, down, mean)
+            bias = corrected_bias(
+                _double(bias.detach()), kind.matrix(modules[name]), up, down, truncation.mean
+            )
         kind.fill(replaced[name], up, down, bias)
     return compressed
 

@@ -9,39 +9,27 @@ from __future__ import annotations
 
 from compressor.methods.allocation import ALLOCATORS, options
 from compressor.methods.measurement import Measurement
-from compressor.methods.method import METHODS, Decision, Needs
-from compressor.methods.metrics import LAYER_WEIGHTS
+from compressor.methods.method import METHODS, Decision
+from compressor.methods.metrics import LAYER_WEIGHTS, Needs
 from compressor.methods.recipe import Recipe
 from compressor.progress import Progress
 from compressor.schema import Choice
 
 GRADIENT_GRID = (
-    Recipe(rows="gradient", output_metric="fisher"),
-    Recipe(rows="gradient", output_metric="fisher", layer_weight="root"),
-    Recipe(rows="gradient", output_metric="fisher", layer_weight="relative"),
-    Recipe(rows="gradient", output_metric="fisher", layer_weight="nc1", beta=0.25),
-    Recipe(
-        input_metric="class_aware",
-        alpha="nc1",
-        rows="gradient",
-        output_metric="fisher",
-    ),
-    Recipe(
-        input_metric="class_aware",
-        alpha="nc1",
-        rows="gradient",
-        output_metric="fisher",
-        layer_weight="root",
-    ),
+    Recipe(metric="fisher"),
+    Recipe(metric="fisher", layer_weight="root"),
+    Recipe(metric="fisher", layer_weight="relative"),
+    Recipe(metric="fisher", layer_weight="guided", beta=0.25),
+    Recipe(metric="fisher", layer_weight="root", beta=0.25),
 )
 
 FORWARD_GRID = (
     Recipe(allocation="uniform"),
     Recipe(layer_weight="relative"),
-    Recipe(layer_weight="nc1", beta=0.25),
-    Recipe(layer_weight="nc1", beta=0.5),
-    Recipe(input_metric="class_aware", alpha="nc1", allocation="uniform"),
-    Recipe(input_metric="class_aware", alpha="nc1", layer_weight="nc1", beta=0.25),
+    Recipe(layer_weight="relative", beta=0.25),
+    Recipe(layer_weight="relative", beta=0.5),
+    Recipe(alpha="nc1", allocation="uniform"),
+    Recipe(alpha="nc1", layer_weight="relative", beta=0.25),
 )
 
 
@@ -51,7 +39,7 @@ class Guided:
     name = "nc1"
     source = (
         "Zangrando et al., arXiv 2402.03991 (collapse and rank); two-sided Fisher metric as in "
-        "GFWSVD, arXiv 2505.17974, with input rows weighted by their gradient"
+        "GFWSVD, arXiv 2505.17974, of the model's own predictions"
     )
 
     def needs(self, *, gradients: bool) -> Needs:
@@ -98,8 +86,7 @@ def allocate(
     """Return the ranks that a recipe gives to a number of affordable weights."""
     layers = {}
     for name, layer in measurement.candidates.layers.items():
-        decomposition, _ = measurement.decompositions.get(name, recipe)
-        tail = decomposition.tail()
+        tail = measurement.decompositions.get(name, recipe).decomposition.tail()
         weight = 1.0
         if name in measurement.layers:
             weight = LAYER_WEIGHTS.get(recipe.layer_weight)(
@@ -113,17 +100,15 @@ def allocate(
 
 def label(recipe: Recipe) -> str:
     """Return a recipe in a few words, for tables."""
-    parts = [recipe.input_metric.replace("_", "-")]
-    if recipe.input_metric == "class_aware":
-        parts[0] += f" α={recipe.alpha}"
-    if recipe.rows == "gradient":
-        parts.append("gradient rows")
-    if recipe.output_metric != "identity":
-        parts.append(recipe.output_metric.replace("_", "-"))
+    parts = [recipe.metric.replace("_", " ")]
+    if recipe.alpha != 1:
+        parts.append(f"α={'q/(1+q)' if recipe.alpha == 'nc1' else recipe.alpha}")
     if recipe.allocation != "knapsack":
         parts.append(recipe.allocation)
     elif recipe.layer_weight != "one":
-        parts.append(f"weight {recipe.layer_weight}" + (f" β={recipe.beta:g}" * (recipe.beta > 0)))
+        parts.append(recipe.layer_weight)
+    if recipe.beta > 0:
+        parts.append(f"β={recipe.beta:g}")
     return ", ".join(parts)
 
 

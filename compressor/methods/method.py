@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from compressor.methods.measurement import Measurement
+from compressor.methods.metrics import Needs
 from compressor.methods.recipe import Recipe
 from compressor.progress import Progress
 from compressor.registry import Registry
 from compressor.schema import Choice
-
-Needs = Literal["weights", "forward", "gradients"]
-"""What a method must know: the weights alone, one forward pass, or a backward pass too."""
 
 
 @dataclass(frozen=True)

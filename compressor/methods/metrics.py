@@ -1,16 +1,18 @@
-"""Metrics on a layer's inputs and outputs, and layer weights: each a registered pure function."""
+"""What a layer is truncated in, and what its loss weighs: each a registered pure function."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from compressor.collapse.capture import LayerStatistics
+from compressor.collapse.fisher import KroneckerFisher
 from compressor.collapse.metrics import nc1_quotient
-from compressor.collapse.moments import ClassMoments
+from compressor.methods.decompose import Decomposition, decompose, decompose_on_smaller_side
 from compressor.methods.recipe import Recipe
 from compressor.registry import Registry
 
@@ -18,87 +20,95 @@ SMALLEST_ALPHA = 0.05
 """Within-class directions keep at least this weight, however far a layer has collapsed."""
 
 
+Needs = Literal["weights", "forward", "gradients"]
+"""What has to be known: the weights alone, one forward pass, or a backward pass too."""
+
+
 @dataclass(frozen=True)
-class InputMetric:
-    """A metric on a layer's inputs, and the mean input that the bias correction makes exact.
+class Truncation:
+    """A layer's decomposition in a metric.
 
     Args:
-        matrix: Σ [n, n], or None for the identity.
+        decomposition: Energies and factors at every rank.
         mean: μ [n]; the corrected bias is b + (W − Ŵ) μ. None corrects nothing.
     """
 
-    matrix: Tensor | None
-    mean: Tensor | None
+    decomposition: Decomposition
+    mean: Tensor | None = None
 
 
-MakeInputMetric = Callable[[LayerStatistics, Recipe], InputMetric]
-MakeOutputMetric = Callable[[LayerStatistics], Tensor | None]
+@dataclass(frozen=True)
+class Metric:
+    """A metric on a layer's weights.
+
+    Args:
+        truncate: From the weights W [m, n] in float64, the layer's statistics and the recipe to
+            its decomposition.
+        needs: What `capture` has to gather for it.
+    """
+
+    truncate: Callable[[Tensor, LayerStatistics | None, Recipe], Truncation]
+    needs: Needs
+
+
 LayerWeight = Callable[[LayerStatistics, float, Recipe], float]
 """From statistics, the layer's total energy in its metric and the recipe to the weight s_l."""
 
-INPUT_METRICS: Registry[MakeInputMetric] = Registry("input metric", group="input_metrics")
-OUTPUT_METRICS: Registry[MakeOutputMetric] = Registry("output metric", group="output_metrics")
+METRICS: Registry[Metric] = Registry("metric", group="metrics")
 LAYER_WEIGHTS: Registry[LayerWeight] = Registry("layer weight", group="layer_weights")
 
 
-@INPUT_METRICS.register("identity")
-def identity(statistics: LayerStatistics, recipe: Recipe) -> InputMetric:
+def _identity(weight: Tensor, statistics: LayerStatistics | None, recipe: Recipe) -> Truncation:
     """The Frobenius norm of the weights: plain truncated SVD (Eckart & Young 1936)."""
     del statistics, recipe
-    return InputMetric(None, None)
+    return Truncation(decompose(weight))
 
 
-@INPUT_METRICS.register("second_moment")
-def second_moment(statistics: LayerStatistics, recipe: Recipe) -> InputMetric:
+def _second_moment(
+    weight: Tensor, statistics: LayerStatistics | None, recipe: Recipe
+) -> Truncation:
     """E[zzᵀ], uncentred, without bias correction (SVD-LLM, arXiv 2403.07378, whitening)."""
-    moments = _rows(statistics, recipe)
+    del recipe
+    moments = _known(statistics).inputs
     mean = moments.mean
-    return InputMetric(moments.total_covariance + torch.outer(mean, mean), None)
+    return Truncation(decompose(weight, moments.total_covariance + torch.outer(mean, mean)))
 
 
-@INPUT_METRICS.register("diagonal")
-def diagonal(statistics: LayerStatistics, recipe: Recipe) -> InputMetric:
-    """diag(E[zᵢ²]): activation scaling per channel (in the spirit of ASVD, arXiv 2312.05821)."""
-    full = second_moment(statistics, recipe).matrix
-    assert full is not None
-    return InputMetric(full.diagonal().diag(), None)
+def _class_aware(
+    weight: Tensor, statistics: LayerStatistics | None, recipe: Recipe
+) -> Truncation:
+    """Σ_B + α Σ_W: below α = 1, directions that only vary within classes are given up first.
 
-
-@INPUT_METRICS.register("covariance")
-def covariance(statistics: LayerStatistics, recipe: Recipe) -> InputMetric:
-    """Σ_T with a corrected bias, or E[zzᵀ] where the layer has no bias to correct."""
-    moments = _rows(statistics, recipe)
-    return _centred(statistics, moments, moments.total_covariance)
-
-
-@INPUT_METRICS.register("class_aware")
-def class_aware(statistics: LayerStatistics, recipe: Recipe) -> InputMetric:
-    """Σ_B + α Σ_W: below α = 1, directions that only vary within classes are given up first."""
-    moments = _rows(statistics, recipe)
-    alpha = recipe.alpha
+    At α = 1 this is the covariance Σ_T: reconstruction of the outputs with a corrected bias
+    (DRONE, NeurIPS 2021; AFM). A layer without a bias keeps the mean in the metric instead.
+    """
+    known = _known(statistics)
+    moments, alpha = known.inputs, recipe.alpha
     if alpha == "nc1":
-        quotient = nc1_quotient(statistics.inputs)
-        alpha = 1.0 if quotient is None else _share(quotient)
-    matrix = moments.between_covariance + max(alpha, SMALLEST_ALPHA) * moments.within_covariance
-    return _centred(statistics, moments, matrix)
+        quotient = nc1_quotient(moments)
+        alpha = 1.0 if quotient is None else max(_share(quotient), SMALLEST_ALPHA)
+    matrix = moments.between_covariance + alpha * moments.within_covariance
+    if known.layer.has_bias:
+        return Truncation(decompose(weight, matrix), moments.mean)
+    return Truncation(decompose(weight, matrix + torch.outer(moments.mean, moments.mean)))
 
 
-@OUTPUT_METRICS.register("identity")
-def output_identity(statistics: LayerStatistics) -> None:
-    """Every output counts alike."""
-    del statistics
+def _fisher(weight: Tensor, statistics: LayerStatistics | None, recipe: Recipe) -> Truncation:
+    """The Kronecker-factored Fisher: energies are twice the KL that is lost, to second order."""
+    del recipe
+    known = _known(statistics)
+    fisher = _known_fisher(known)
+    pulled = fisher.pulled / fisher.energy if fisher.energy > 0 else fisher.pulled
+    return Truncation(
+        decompose_on_smaller_side(weight, fisher.near, pulled),
+        fisher.centre if known.layer.has_bias else None,
+    )
 
 
-@OUTPUT_METRICS.register("fisher")
-def fisher(statistics: LayerStatistics) -> Tensor:
-    """F = E Σ δδᵀ over a sample's positions: a second-order estimate of the KL that is lost."""
-    return _gradient(statistics)
-
-
-@OUTPUT_METRICS.register("row_fisher")
-def row_fisher(statistics: LayerStatistics) -> Tensor:
-    """The diagonal of F: importance per output row (FWSVD, arXiv 2207.00112)."""
-    return _gradient(statistics).diagonal().diag()
+METRICS.register("identity")(Metric(_identity, "weights"))
+METRICS.register("second_moment")(Metric(_second_moment, "forward"))
+METRICS.register("covariance")(Metric(_class_aware, "forward"))
+METRICS.register("fisher")(Metric(_fisher, "gradients"))
 
 
 @LAYER_WEIGHTS.register("one")
@@ -110,44 +120,40 @@ def one(statistics: LayerStatistics, energy: float, recipe: Recipe) -> float:
 
 @LAYER_WEIGHTS.register("relative")
 def relative(statistics: LayerStatistics, energy: float, recipe: Recipe) -> float:
-    """1/tr: every layer's loss counts as a share of its own energy."""
-    del statistics, recipe
-    return 1 / energy if energy > 0 else 0.0
+    """q_out^β / tr: a share of the layer's own energy; collapsed layers (small q) go first."""
+    return _guidance(statistics, recipe) / energy if energy > 0 else 0.0
 
 
 @LAYER_WEIGHTS.register("root")
 def root(statistics: LayerStatistics, energy: float, recipe: Recipe) -> float:
-    """tr^−½: between absolute and relative."""
-    del statistics, recipe
-    return energy**-0.5 if energy > 0 else 0.0
+    """q_out^β / √tr: between absolute and relative."""
+    return _guidance(statistics, recipe) * energy**-0.5 if energy > 0 else 0.0
 
 
-@LAYER_WEIGHTS.register("nc1")
-def nc1_guided(statistics: LayerStatistics, energy: float, recipe: Recipe) -> float:
-    """q_out^β / tr: a layer whose output has collapsed (small q) is given up first."""
+@LAYER_WEIGHTS.register("guided")
+def guided(statistics: LayerStatistics, energy: float, recipe: Recipe) -> float:
+    """q_out^β: losses as they are, but collapsed layers (small q) are given up first."""
+    del energy
+    return _guidance(statistics, recipe)
+
+
+def _guidance(statistics: LayerStatistics, recipe: Recipe) -> float:
     quotient = nc1_quotient(statistics.outputs)
-    if energy <= 0 or quotient is None:
-        return 0.0 if energy <= 0 else 1 / energy
-    return max(quotient, 1e-6) ** recipe.beta / energy
+    if recipe.beta == 0 or quotient is None:
+        return 1.0
+    return min(max(quotient, 1e-6), 1e6) ** recipe.beta
 
 
-def _rows(statistics: LayerStatistics, recipe: Recipe) -> ClassMoments:
-    """Return the input moments, rows counted as the recipe says."""
-    if recipe.rows == "uniform":
-        return statistics.inputs
-    assert statistics.weighted_inputs is not None
-    return statistics.weighted_inputs
+def _known(statistics: LayerStatistics | None) -> LayerStatistics:
+    if statistics is None:
+        raise ValueError("the metric needs statistics of the layer's inputs")
+    return statistics
 
 
-def _centred(statistics: LayerStatistics, moments: ClassMoments, matrix: Tensor) -> InputMetric:
-    if statistics.layer.has_bias:
-        return InputMetric(matrix, moments.mean)
-    return InputMetric(matrix + torch.outer(moments.mean, moments.mean), None)
-
-
-def _gradient(statistics: LayerStatistics) -> Tensor:
-    assert statistics.output_gradient is not None
-    return statistics.output_gradient
+def _known_fisher(statistics: LayerStatistics) -> KroneckerFisher:
+    if statistics.fisher is None:
+        raise ValueError("the metric needs gradients, which were not gathered")
+    return statistics.fisher
 
 
 def _share(quotient: float) -> float:

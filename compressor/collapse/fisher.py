@@ -1,0 +1,133 @@
+"""The Fisher of one layer's weights, in Kronecker form and on the layer's smaller side (pure).
+
+With G_i = Σ_t δ_t z_tᵀ [m, n] the gradient of sample i's loss in the weights W (z centred, so that
+the bias correction is part of it), the Fisher is E[vec G vec Gᵀ]. Its nearest Kronecker product is
+found by a power iteration (Van Loan & Pitsianis 1993; GFWSVD, arXiv 2505.17974), whose first step
+from the identity is
+
+    A = E[G Gᵀ] [m, m]  (outputs),    B = E[Gᵀ G] [n, n]  (inputs),    F ≈ A ⊗ B / E‖G‖².
+
+A change ΔW then costs ½ tr(A ΔW B ΔWᵀ)/E‖G‖² nats of KL. Unlike K-FAC's E[δδᵀ] ⊗ E[zzᵀ], this keeps
+what rows of one sample have in common, and rows that the loss does not depend on do not count.
+
+Truncation needs A and W B Wᵀ where m ≤ n, and B and Wᵀ A W otherwise: both on the smaller side, so
+neither larger matrix is ever formed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class KroneckerFisher:
+    """The two factors on the smaller side k = min(m, n) of a layer.
+
+    Args:
+        near: A where m ≤ n, else B, [k, k].
+        pulled: The other factor seen through the weights: W B Wᵀ or Wᵀ A W, [k, k].
+        energy: E‖G‖², the trace of either factor.
+        rows: E Σ_t δ² of each output [m], the diagonal of K-FAC's output factor.
+        centre: μ [n] that input rows were centred by; zero where the layer has no bias.
+    """
+
+    near: Tensor
+    pulled: Tensor
+    energy: float
+    rows: Tensor
+    centre: Tensor
+
+
+class FisherMoments:
+    """Accumulates `KroneckerFisher` over batches of samples, in float64 between batches.
+
+    Args:
+        weight: W [m, n] in the activations' precision.
+        centre: μ [n] to centre input rows by.
+    """
+
+    def __init__(self, weight: Tensor, centre: Tensor, *, home: torch.device) -> None:
+        rows, columns = weight.shape
+        side = min(rows, columns)
+        zeros = {"dtype": torch.float64, "device": home}
+        self._weight, self.centre, self._home = weight, centre, home
+        self._tall = rows > columns
+        self._near = torch.zeros(side, side, **zeros)  # type: ignore[arg-type]
+        self._pulled = torch.zeros(side, side, **zeros)  # type: ignore[arg-type]
+        self._rows = torch.zeros(rows, **zeros)  # type: ignore[arg-type]
+        self._energy = 0.0
+        self._samples = 0
+
+    def update(self, inputs: Tensor, gradients: Tensor, *, scale: float = 1.0) -> None:
+        """Add a batch.
+
+        Args:
+            inputs: Centred input rows [B, P, n]; rows to leave out are zero.
+            gradients: Gradients δ/scale [B, P, m] of each sample's own loss at the outputs.
+            scale: What the gradients were divided by.
+
+        Raises:
+            ValueError: If a gradient is not finite.
+        """
+        samples, positions, _ = inputs.shape
+        rows, columns = self._weight.shape
+        if positions <= min(rows, columns):
+            near, pulled, energy = self._through_positions(inputs, gradients)
+        else:
+            near, pulled, energy = self._through_weights(inputs, gradients)
+        if not torch.isfinite(energy):
+            raise ValueError("the loss's gradient at its output holds NaN or Inf")
+        square = scale * scale
+        self._near.add_(near.to(self._home).double(), alpha=square)
+        self._pulled.add_(pulled.to(self._home).double(), alpha=square)
+        self._energy += float(energy) * square
+        self._rows.add_(gradients.square().sum((0, 1)).to(self._home).double(), alpha=square)
+        self._samples += samples
+
+    def result(self) -> KroneckerFisher:
+        """Return the means over all samples."""
+        samples = max(self._samples, 1)
+        return KroneckerFisher(
+            near=self._near / samples,
+            pulled=self._pulled / samples,
+            energy=self._energy / samples,
+            rows=self._rows / samples,
+            centre=self.centre.to(self._home).double(),
+        )
+
+    def _through_positions(
+        self, inputs: Tensor, gradients: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Few positions: G Gᵀ = Dᵀ (Z Zᵀ) D through the P×P matrices of each sample."""
+        between_inputs = inputs @ inputs.transpose(1, 2)  # (B, P, P)
+        between_gradients = gradients @ gradients.transpose(1, 2)
+        energy = (between_inputs * between_gradients).sum()
+        if self._tall:
+            pulled = gradients @ self._weight  # (B, P, n)
+            near = _sandwich(inputs, between_gradients)
+            return near, _sandwich(pulled, between_inputs), energy
+        pulled = inputs @ self._weight.T  # (B, P, m)
+        near = _sandwich(gradients, between_inputs)
+        return near, _sandwich(pulled, between_gradients), energy
+
+    def _through_weights(
+        self, inputs: Tensor, gradients: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Many positions: the gradient G [B, m, n] of each sample is the smaller thing."""
+        gradient = gradients.transpose(1, 2) @ inputs
+        energy = gradient.square().sum()
+        if self._tall:
+            near = torch.einsum("bmi,bmj->ij", gradient, gradient)
+            pulled = self._weight.T @ gradient  # (B, n, n)
+            return near, torch.einsum("bik,bjk->ij", pulled, pulled), energy
+        near = torch.einsum("bin,bjn->ij", gradient, gradient)
+        pulled = gradient @ self._weight.T  # (B, m, m)
+        return near, torch.einsum("bki,bkj->ij", pulled, pulled), energy
+
+
+def _sandwich(rows: Tensor, middle: Tensor) -> Tensor:
+    """Return Σ_b R_bᵀ M_b R_b [k, k] of rows [B, P, k] and symmetric middles [B, P, P]."""
+    return rows.flatten(0, 1).T @ (middle @ rows).flatten(0, 1)
