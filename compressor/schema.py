@@ -33,8 +33,10 @@ class LayerFigures(Strict):
         nc1: tr(Σ_W Σ_B⁺)/C of the layer's input.
         cdnv: Class-distance normalized variance of the layer's input.
         nc1_quotient_output: tr G_W / tr G_B of the layer's output.
-        bound: Largest share of output energy that this rank can lose, from collapse alone.
-        energy_lost: Share of output energy that it did lose.
+        bound: Most of the output's energy that the best truncation to this rank for that energy
+            can lose, as a share, from collapse alone.
+        energy_lost: Share that this one did lose; one that aims at the predictions, as the default
+            does, may lose more.
     """
 
     name: str
