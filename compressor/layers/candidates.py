@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from compressor.errors import UsageError, did_you_mean
 from compressor.forward import Inputs, batch_length, call, logits_of
-from compressor.layers.kinds import LAYER_KINDS, LayerKind, kind_of
+from compressor.layers.kinds import LayerKind, kind_of
 from compressor.layers.lowrank import LOW_RANK_TYPES
 from compressor.layers.surgery import BuildSpec, culprits, install, structural_copy
 
@@ -101,9 +101,10 @@ def find_candidates(
 ) -> Candidates:
     """Find every layer of ``model`` that can be factorized.
 
-    A layer is left dense by default if it makes the logits, is a pooler, shares its weight, is
-    tiny, or is of a type without a useful rank; and always if its forward is never called or the
-    model does not run with it factorized, because its parent reads the weight directly.
+    A layer is left dense by default if it makes the logits, is a pooler, or is tiny; and always if
+    it is of a type without a useful rank, if its weight is shared with another module (which would
+    keep it), if its forward is never called, or if the model does not run with it factorized,
+    because its parent reads the weight directly.
 
     Args:
         model: The dense model, in eval mode; meta tensors will do where its forward runs on them.
@@ -131,10 +132,13 @@ def find_candidates(
     modules = {name: entry for name, entry in modules.items() if not name.startswith(inside)}
     for name, (module, kind) in modules.items():
         reason = kind.refusal(module) or _unreached(seen.calls.get(name))
+        if reason is None and any(shared[id(p)] > 1 for p in module.parameters(recurse=False)):
+            reason = "its weight is shared with another module"
         if reason is None and _matches(name, exclude):
             reason = "excluded"
         if reason is None and not _matches(name, include):
-            reason = _default_reason(name, module, kind, seen, heads, shared)
+            head = name in seen.makes_logits or _is_below(name, heads)
+            reason = "classifier head" if head else _default_reason(name, kind.shape(module))
         if reason is not None:
             left[name] = reason
             continue
@@ -144,7 +148,7 @@ def find_candidates(
             kind=kind.name,
             shape=kind.shape(module),
             has_bias=getattr(module, "bias", None) is not None,
-            group=seen.groups[name],
+            group=seen.first_alike(name),
             positions=call_seen.rows / seen.samples,
         )
     for name in _rejected_by_parents(model, probe, layers):
@@ -161,7 +165,8 @@ class _Call:
     """What the probe saw of one module's calls."""
 
     rows: int = 0
-    unaligned: bool = False
+    problem: str | None = None
+    inputs: list[Hashable] = field(default_factory=list)
 
 
 @dataclass
@@ -170,8 +175,12 @@ class _Seen:
 
     samples: int
     calls: dict[str, _Call] = field(default_factory=dict)
-    groups: dict[str, str] = field(default_factory=dict)
     makes_logits: set[str] = field(default_factory=set)
+
+    def first_alike(self, name: str) -> str:
+        """Return the first layer that was called on the same rows as ``name``, call by call."""
+        inputs = self.calls[name].inputs
+        return next(other for other, seen in self.calls.items() if seen.inputs == inputs)
 
 
 def _watch(
@@ -179,25 +188,26 @@ def _watch(
 ) -> _Seen:
     """Run one forward, noting which modules are called, on which tensors, with how many rows."""
     seen = _Seen(samples=batch_length(probe))
-    inputs: dict[tuple[int, Hashable], str] = {}
-    outputs: list[tuple[str, Tensor]] = []
+    outputs: list[tuple[str, int, Tensor]] = []
     alive: list[Tensor] = []  # an id stays unique only as long as its tensor lives
 
     def hook(name: str, kind: LayerKind) -> Any:
         def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             entry = seen.calls.setdefault(name, _Call())
             if not args or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
-                entry.unaligned = True
+                entry.problem = "it is not called on one tensor"
                 return
             rows = kind.rows(module, args[0], seen.samples)
             if rows is None:
-                entry.unaligned = True
+                entry.problem = "its input rows do not belong to samples"
                 return
             alive.append(args[0])
             entry.rows += kind.all_output_rows(module, output, seen.samples).shape[1] * seen.samples
-            key = (id(args[0]), kind.sharing(module))
-            seen.groups.setdefault(name, inputs.setdefault(key, name))
-            outputs.append((name, output))
+            # What is written into a tensor in place raises its version: other rows from then on.
+            # Inference tensors count no versions, so that theirs are never taken to be shared.
+            version = -len(alive) if args[0].is_inference() else args[0]._version
+            entry.inputs.append((id(args[0]), version, kind.sharing(module)))
+            outputs.append((name, kind.shape(module)[0], output))
 
         return note
 
@@ -210,38 +220,41 @@ def _watch(
     finally:
         for handle in handles:
             handle.remove()
-    seen.makes_logits = {name for name, output in outputs if output is logits}
+    seen.makes_logits = _makers_of(logits, outputs)
     return seen
+
+
+def _makers_of(logits: Tensor, outputs: list[tuple[str, int, Tensor]]) -> set[str]:
+    """Return the layers that make the logits, from (name, width m, output) of each call in order.
+
+    Where no output is the logits themselves, because the model picks a token, pools positions,
+    averages two heads or takes a log-softmax, they are the last layers called that are as wide.
+    """
+    makers = {name for name, _, output in outputs if output is logits}
+    if not makers:
+        for name, width, _ in reversed(outputs):
+            if width != logits.shape[1]:
+                break
+            makers.add(name)
+    return makers
 
 
 def _unreached(call_seen: _Call | None) -> str | None:
     if call_seen is None:
         return "its forward is never called: the parent reads the weight directly, or skips it"
-    if call_seen.unaligned:
-        return "its input rows do not belong to samples"
-    return None
+    return call_seen.problem
 
 
-def _default_reason(
-    name: str,
-    module: nn.Module,
-    kind: LayerKind,
-    seen: _Seen,
-    heads: Sequence[str],
-    shared: dict[int, int],
-) -> str | None:
-    """Return why a layer is left dense unless --include names it, or None."""
-    if name in seen.makes_logits or any(
-        name == head or name.startswith(f"{head}.") for head in heads
-    ):
-        return "classifier head"
+def _is_below(name: str, parents: Sequence[str]) -> bool:
+    return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
+
+
+def _default_reason(name: str, shape: tuple[int, int]) -> str | None:
+    """Return why a layer that is no head is left dense unless --include names it, or None."""
     if POOLER.search(name):
         return "pooler"
-    if any(shared[id(p)] > 1 for p in module.parameters(recurse=False)):
-        return "its weight is shared with another module"
-    rows, columns = kind.shape(module)
-    if min(rows, columns) < SMALLEST_SIDE:
-        return f"tiny ({rows}×{columns})"
+    if min(shape) < SMALLEST_SIDE:
+        return f"tiny ({shape[0]}×{shape[1]})"
     return None
 
 
@@ -266,7 +279,7 @@ def _rejected_by_parents(
         try:
             with torch.no_grad():
                 call(trial, probe)
-        except Exception as error:  # noqa: BLE001  # any error at all means this layer must stay
+        except Exception as error:  # any error at all means that a layer must stay
             found = culprits(trial, error, specs)
             if not found:
                 raise
@@ -281,12 +294,7 @@ def _regroup(layers: dict[str, Candidate], seen: _Seen) -> dict[str, Candidate]:
     for name in seen.calls:
         if name in layers:
             leaders.setdefault(layers[name].group, name)
-    return {
-        name: Candidate(
-            name, layer.kind, layer.shape, layer.has_bias, leaders[layer.group], layer.positions
-        )
-        for name, layer in layers.items()
-    }
+    return {name: replace(layer, group=leaders[layer.group]) for name, layer in layers.items()}
 
 
 def _in_call_order(layers: dict[str, Candidate], seen: _Seen) -> dict[str, Candidate]:
@@ -303,8 +311,3 @@ def _require_matches(patterns: Sequence[str], names: list[str]) -> None:
             raise UsageError(
                 f"The pattern {pattern!r} matches no layer.{did_you_mean(pattern, names)}"
             )
-
-
-def kinds_by_name() -> dict[str, LayerKind]:
-    """Return all registered layer kinds by name."""
-    return dict(LAYER_KINDS.items())

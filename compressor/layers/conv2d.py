@@ -7,13 +7,14 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import parametrize
 
-from compressor.layers.kinds import LAYER_KINDS
+from compressor.layers.kinds import LAYER_KINDS, computed_weight
 from compressor.layers.lowrank import LowRankConv2d
 
 MAX_POSITIONS = 64
 """Output positions per image that statistics are taken from; a coarser grid is used above it."""
+
+_PLAIN = (nn.Conv2d.forward, nn.Conv2d._conv_forward)
 
 
 class Conv2dKind:
@@ -22,7 +23,7 @@ class Conv2dKind:
     name = "conv2d"
 
     def matches(self, module: nn.Module) -> bool:
-        """Return whether ``module`` convolves as nn.Conv2d, or is a subclass that pads first."""
+        """Return whether ``module`` is an nn.Conv2d; `refusal` sorts out foreign subclasses."""
         return isinstance(module, nn.Conv2d) and not isinstance(module, LowRankConv2d)
 
     def refusal(self, module: nn.Module) -> str | None:
@@ -32,9 +33,9 @@ class Conv2dKind:
             return "depthwise: each filter sees one channel, there is no rank to lower"
         if module.groups > 1:
             return f"grouped convolution ({module.groups} groups)"
-        if parametrize.is_parametrized(module):
-            return "its weight is parametrized"
-        if type(module).forward is not nn.Conv2d.forward:
+        if reason := computed_weight(module):
+            return reason
+        if (type(module).forward, type(module)._conv_forward) != _PLAIN:
             return f"{type(module).__name__} computes its own forward"
         return None
 
@@ -68,8 +69,10 @@ class Conv2dKind:
         """Return the patches [B, H'·W', n] under every output position."""
         assert isinstance(module, nn.Conv2d)
         del samples
-        if module.kernel_size == (1, 1) and module.stride == (1, 1) and not any(
-            module._reversed_padding_repeated_twice
+        if (
+            module.kernel_size == (1, 1)
+            and module.stride == (1, 1)
+            and not any(module._reversed_padding_repeated_twice)
         ):
             return inputs.flatten(2).transpose(1, 2)
         patches = functional.unfold(

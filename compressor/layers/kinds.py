@@ -89,6 +89,17 @@ def kind_of(module: nn.Module) -> LayerKind | None:
     return next((kind for _, kind in LAYER_KINDS.items() if kind.matches(module)), None)
 
 
+def computed_weight(module: nn.Module) -> str | None:
+    """Return a reason where ``weight`` is no parameter of ``module``, or None.
+
+    Parametrizations compute it at each access, the older weight_norm and spectral_norm at each
+    call.
+    """
+    if isinstance(module._parameters.get("weight"), nn.Parameter):
+        return None
+    return "its weight is parametrized: it is computed anew from other tensors"
+
+
 def sample_rows(tensor: Tensor, samples: int) -> Tensor | None:
     """Return [L, ..., n] as [samples, P, n], or None where L is no multiple of ``samples``.
 

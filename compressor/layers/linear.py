@@ -6,9 +6,8 @@ from collections.abc import Hashable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from compressor.layers.kinds import LAYER_KINDS, sample_rows
+from compressor.layers.kinds import LAYER_KINDS, computed_weight, sample_rows
 from compressor.layers.lowrank import LowRankLinear
 
 
@@ -26,8 +25,8 @@ class LinearKind:
         )
 
     def refusal(self, module: nn.Module) -> str | None:
-        """Refuse parametrized weights: they are computed anew at each access."""
-        return "its weight is parametrized" if parametrize.is_parametrized(module) else None
+        """Refuse weights that are computed anew at each access or call."""
+        return computed_weight(module)
 
     def shape(self, module: nn.Module) -> tuple[int, int]:
         """Return (out_features, in_features)."""

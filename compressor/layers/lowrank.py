@@ -48,7 +48,7 @@ class LowRankLinear(nn.Linear):
 
     def extra_repr(self) -> str:
         """Return the sizes for ``repr``."""
-        return f"{super().extra_repr()}, rank={self.rank}"
+        return f"{self.in_features}, {self.out_features}, rank={self.rank}"
 
 
 class LowRankConv2d(nn.Conv2d):
@@ -90,7 +90,7 @@ class LowRankConv2d(nn.Conv2d):
 
     def extra_repr(self) -> str:
         """Return the sizes for ``repr``."""
-        return f"{super().extra_repr()}, rank={self.rank}"
+        return f"{self.in_channels}, {self.out_channels}, rank={self.rank}"
 
 
 LOW_RANK_TYPES = (LowRankLinear, LowRankConv2d)
