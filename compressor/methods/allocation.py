@@ -7,7 +7,7 @@ this is a multiple-choice knapsack.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,12 +40,9 @@ def options(layer: Candidate, tail: Floats, *, multiple: int = 1) -> Options:
     Args:
         layer: The layer.
         tail: Loss at each rank 0…k, [k + 1].
-        multiple: Ranks are multiples of this; the smallest possible rank is always an option.
+        multiple: Ranks are multiples of this; a layer with none below break-even stays dense.
     """
-    top = layer.break_even_rank
-    ranks = np.arange(multiple, top + 1, multiple)
-    if not len(ranks) and top >= 1:
-        ranks = np.array([top])
+    ranks = np.arange(multiple, layer.break_even_rank + 1, multiple)
     costs = ranks * float(sum(layer.shape))
     return Options(
         ranks=np.append(ranks, layer.full_rank),
@@ -112,23 +109,22 @@ def knapsack(layers: Mapping[str, Options], weights: float) -> dict[str, int]:
     lower convex hulls; the fill then spends the remainder on the best gain that still fits.
     """
     names = list(layers)
-    chosen = {name: 0 for name in names}
-    top = max(
-        (float((option.losses[0] + 1e-300) / option.costs[0]) for option in layers.values()),
-        default=0.0,
-    )
-    low, high = 0.0, max(top, 1e-300)
-    if _cost(layers, _at_price(layers, low)) <= weights:
+    if sum(option.costs[-1] for option in layers.values()) <= weights:
         return {name: int(layers[name].ranks[-1]) for name in names}
+    chosen = dict.fromkeys(names, 0)
+    low, high = 0.0, max((_steepest(option) for option in layers.values()), default=0.0)
+    free = _at_price(layers, low)  # what costs no loss at all: matrices of lower rank
+    if _cost(layers, free) <= weights:
+        high, chosen = low, free
     for _ in range(200):
+        if high - low <= 1e-14 * high:
+            break
         price = (low + high) / 2 if low == 0 or high / low < 4 else float(np.sqrt(low * high))
         trial = _at_price(layers, price)
         if _cost(layers, trial) <= weights:
             high, chosen = price, trial
         else:
             low = price
-        if high - low <= 1e-14 * high:
-            break
     chosen = _fill(layers, chosen, weights)
     return {name: int(layers[name].ranks[chosen[name]]) for name in names}
 
@@ -185,6 +181,13 @@ def _at_price(layers: Mapping[str, Options], price: float) -> dict[str, int]:
     }
 
 
+def _steepest(option: Options) -> float:
+    """Return the price per weight above which a layer takes its cheapest option."""
+    if len(option.costs) == 1:
+        return 0.0
+    return float(((option.losses[0] - option.losses[1:]) / np.diff(option.costs).cumsum()).max())
+
+
 def _cost(layers: Mapping[str, Options], chosen: Mapping[str, int]) -> float:
     return float(sum(layers[name].costs[index] for name, index in chosen.items()))
 
@@ -221,12 +224,3 @@ def _largest_within(option: Options, cost: float) -> int:
 
 def _cheapest_within(option: Options, loss: float) -> int:
     return int(np.argmax(option.losses <= loss + 1e-15))
-
-
-def shares(
-    layers: Sequence[Candidate], ranks: Mapping[str, int]
-) -> tuple[int, int]:
-    """Return (weights kept, weights dense) of the layers under an allocation."""
-    return sum(layer.cost(ranks[layer.name]) for layer in layers), sum(
-        layer.parameters for layer in layers
-    )

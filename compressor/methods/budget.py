@@ -63,8 +63,13 @@ def parse_budget(text: str) -> Budget:
     return Budget(kind.strip(), share)
 
 
-def affordable(budgets: Sequence[Budget], candidates: Candidates) -> int:
+def affordable(budgets: Sequence[Budget], candidates: Candidates, *, multiple: int = 1) -> int:
     """Return the most weights that the candidates may keep under all budgets together.
+
+    Args:
+        budgets: At least one.
+        candidates: The layers that share them.
+        multiple: Ranks are multiples of this.
 
     Raises:
         UsageError: If there is no budget.
@@ -73,30 +78,34 @@ def affordable(budgets: Sequence[Budget], candidates: Candidates) -> int:
     """
     if not budgets:
         raise UsageError("No budget was given. Pass one, for instance --budget layers=50%.")
-    floor = smallest(candidates)
+    if not candidates.layers:
+        raise BudgetError(
+            f"The budget {budgets[0]} cannot be met: no layer of this model can be factorized. "
+            "`compressor inspect` lists why each is left dense."
+        )
+    floor = smallest(candidates, multiple=multiple)
     for budget in budgets:
         if budget.weights(candidates) < floor:
-            raise BudgetError(_unreachable(budget, candidates, floor))
+            raise BudgetError(_unreachable(budget, candidates, floor, multiple))
     return min(budget.weights(candidates) for budget in budgets)
 
 
-def smallest(candidates: Candidates) -> int:
-    """Return the weights that the candidates keep at rank 1."""
-    return sum(layer.cost(1) for layer in candidates.layers.values())
+def smallest(candidates: Candidates, *, multiple: int = 1) -> int:
+    """Return the weights that the candidates keep at the least rank, a multiple of ``multiple``."""
+    return sum(layer.cost(multiple) for layer in candidates.layers.values())
 
 
-def _unreachable(budget: Budget, candidates: Candidates, floor: int) -> str:
+def _unreachable(budget: Budget, candidates: Candidates, floor: int, multiple: int) -> str:
     outside = candidates.parameters - candidates.layer_parameters
     share = {
         "layers": floor / max(candidates.layer_parameters, 1),
         "params": (outside + floor) / candidates.parameters,
     }.get(budget.kind)
     reach = "" if share is None else f" The smallest reachable share is {_percent(share)} %."
-    if not candidates.layers:
-        return f"The budget {budget} cannot be met: no layer of this model can be factorized."
+    steps = "" if multiple == 1 else f" (Ranks are multiples of {multiple} here.)"
     return (
-        f"The budget {budget} cannot be met.{reach} Outside the {len(candidates.layers)} layers "
-        f"that can be factorized lie {outside:,} of {candidates.parameters:,} parameters "
+        f"The budget {budget} cannot be met.{reach}{steps} Outside the "
+        f"{len(candidates.layers)} layers that can be factorized lie {outside:,} of {candidates.parameters:,} parameters "
         f"(embeddings, heads, norms, biases); `compressor inspect` lists why each layer is left "
         "dense, and --include takes more of them."
     )
