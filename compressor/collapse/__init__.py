@@ -1,0 +1,1 @@
+"""What is measured: class moments, collapse metrics, spectra, the Fisher."""

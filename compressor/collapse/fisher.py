@@ -52,12 +52,11 @@ class FisherMoments:
     def __init__(self, weight: Tensor, centre: Tensor, *, home: torch.device) -> None:
         rows, columns = weight.shape
         side = min(rows, columns)
-        zeros = {"dtype": torch.float64, "device": home}
         self._weight, self.centre, self._home = weight, centre, home
         self._tall = rows > columns
-        self._near = torch.zeros(side, side, **zeros)  # type: ignore[arg-type]
-        self._pulled = torch.zeros(side, side, **zeros)  # type: ignore[arg-type]
-        self._rows = torch.zeros(rows, **zeros)  # type: ignore[arg-type]
+        self._near = torch.zeros(side, side, dtype=torch.float64, device=home)
+        self._pulled = torch.zeros(side, side, dtype=torch.float64, device=home)
+        self._rows = torch.zeros(rows, dtype=torch.float64, device=home)
         self._energy = 0.0
         self._samples = 0
 
@@ -113,9 +112,7 @@ class FisherMoments:
         near = _sandwich(gradients, between_inputs)
         return near, _sandwich(pulled, between_gradients), energy
 
-    def _through_weights(
-        self, inputs: Tensor, gradients: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _through_weights(self, inputs: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Many positions: the gradient G [B, m, n] of each sample is the smaller thing."""
         gradient = gradients.transpose(1, 2) @ inputs
         energy = gradient.square().sum()

@@ -210,9 +210,7 @@ class ClassMoments:
         return moments
 
 
-def _class_means(
-    rows: Tensor, position: Tensor, mass: Tensor | None, counts: Tensor
-) -> Tensor:
+def _class_means(rows: Tensor, position: Tensor, mass: Tensor | None, counts: Tensor) -> Tensor:
     """Return the weighted means [k, D] in float64 of rows grouped by ``position`` [N]."""
     sums = torch.zeros(len(counts), rows.shape[1], dtype=torch.float64, device=rows.device)
     for start in range(0, len(rows), BLOCK):

@@ -1,0 +1,1 @@
+"""How ranks are chosen and layers truncated: metrics, allocation, budgets, methods."""

@@ -51,8 +51,8 @@ def decompose(
         output_metric: F [m, m], symmetric positive semi-definite; None is the identity.
 
     Raises:
-        ValueError: If an argument holds NaN or Inf, or has the wrong shape.
-        torch.linalg.LinAlgError: If an eigendecomposition does not converge.
+        ValueError: If an argument holds NaN or Inf, or has the wrong shape, or if an
+            eigendecomposition does not converge.
     """
     rows, columns = weight.shape
     weight = _finite(weight.double(), "weight", (rows, columns))
@@ -67,9 +67,7 @@ def decompose(
     return decompose_on_smaller_side(weight, output_metric, left @ weight.T)
 
 
-def decompose_on_smaller_side(
-    weight: Tensor, near: Tensor | None, pulled: Tensor
-) -> Decomposition:
+def decompose_on_smaller_side(weight: Tensor, near: Tensor | None, pulled: Tensor) -> Decomposition:
     """Decompose W given its smaller side's metric and the other one seen through W.
 
     Works in float64 with an eigendecomposition of R pulled Rᵀ, R a square root of ``near``: any
@@ -81,8 +79,8 @@ def decompose_on_smaller_side(
         pulled: W Σ Wᵀ [m, m] where m ≤ n, else Wᵀ F W [n, n].
 
     Raises:
-        ValueError: If an argument holds NaN or Inf, or has the wrong shape.
-        torch.linalg.LinAlgError: If an eigendecomposition does not converge.
+        ValueError: If an argument holds NaN or Inf, or has the wrong shape, or if an
+            eigendecomposition does not converge.
     """
     rows, columns = weight.shape
     side = min(rows, columns)
@@ -129,10 +127,11 @@ def _descending_eigh(gram: Tensor) -> tuple[Tensor, Tensor]:
     gram = (gram + gram.T) / 2
     try:
         values, vectors = torch.linalg.eigh(gram)
-    except torch.linalg.LinAlgError:
+    except RuntimeError as error:  # torch's LinAlgError, or no memory left on the device
         if gram.device.type == "cpu":
-            raise
-        values, vectors = (part.to(gram.device) for part in torch.linalg.eigh(gram.cpu()))
+            raise ValueError(f"its eigendecomposition fails: {error}") from error
+        values, vectors = (part.to(gram.device) for part in _descending_eigh(gram.cpu()))
+        return values, vectors
     return values.flip(0).clamp_min(0), vectors.flip(1)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 
 from compressor.collapse.capture import LayerStatistics
@@ -53,7 +52,7 @@ class Decompositions:
                 self._kept[key] = metric.truncate(
                     _double(weight), self._statistics.get(name), recipe
                 )
-            except (ValueError, torch.linalg.LinAlgError) as error:
+            except ValueError as error:
                 raise LayerError(name, f"it cannot be decomposed: {error}") from error
         return self._kept[key]
 
@@ -78,9 +77,7 @@ def factorized(
         LayerError: If a layer cannot be factorized.
     """
     modules = dict(model.named_modules())
-    chosen = {
-        name: rank for name, rank in ranks.items() if rank <= layers[name].break_even_rank
-    }
+    chosen = {name: rank for name, rank in ranks.items() if rank <= layers[name].break_even_rank}
     compressed = structural_copy(model)
     install(
         compressed,

@@ -31,9 +31,15 @@ class Decision:
 class Method(Protocol):
     """Chooses a rank for every layer and how to truncate to it. One file each."""
 
-    name: str
-    source: str
-    """Paper and equation, or where the idea comes from; shown by the command line."""
+    @property
+    def name(self) -> str:
+        """Return the name it is registered under."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """Return paper and equation, or where the idea comes from; the command line shows it."""
+        ...
 
     def needs(self, *, gradients: bool) -> Needs:
         """Return what the method needs, given whether gradients are allowed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,11 @@ from compressor.progress import SILENT, Progress
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _SMALLEST_VARIANCE = 1e-12
+
+Moments = tuple[Tensor, Tensor]
+"""Mean [c] and variance [c] of each channel."""
+
+Hook = Callable[[nn.Module, tuple[Tensor, ...]], None]
 
 
 def has_batch_norms(model: nn.Module) -> bool:
@@ -30,6 +36,8 @@ def corrected_norms(
     total: int | None = None,
 ) -> nn.Module:
     """Return a copy of ``compressed`` with BatchNorm statistics moved as its inputs have moved.
+
+    Both models must be in eval mode.
 
     running_mean += mean(compressed) − mean(dense) and running_var *= var(compressed)/var(dense),
     averaged over the same calibration batches, layer by layer in forward order: each layer's
@@ -49,33 +57,31 @@ def corrected_norms(
     """
     corrected = structural_copy(compressed)
     norms = _norms(corrected)
+    original = {name: _statistics(module) for name, module in norms.items()}
     for module in norms.values():
         for name in ("running_mean", "running_var"):
             setattr(module, name, getattr(module, name).clone())
-    original = {
-        name: (m.running_mean.clone(), m.running_var.clone())  # type: ignore[union-attr]
-        for name, m in norms.items()
-    }
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    seen: dict[str, list[Moments]] = defaultdict(list)  # one for each call of a layer
     shifts: dict[str, list[Tensor]] = defaultdict(list)
     ratios: dict[str, list[Tensor]] = defaultdict(list)
 
-    def remember(name: str):  # type: ignore[no-untyped-def]
+    def remember(name: str) -> Hook:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            seen[name] = _moments(args[0])
+            del module
+            seen[name].append(_moments(args[0]))
 
         return hook
 
-    def correct(name: str):  # type: ignore[no-untyped-def]
+    def correct(name: str) -> Hook:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             mean, variance = _moments(args[0])
-            dense_mean, dense_variance = seen[name]
+            dense_mean, dense_variance = seen[name].pop(0)
             shifts[name].append(mean - dense_mean)
             ratios[name].append(
                 variance.clamp_min(_SMALLEST_VARIANCE)
                 / dense_variance.clamp_min(_SMALLEST_VARIANCE)
             )
-            _apply(norms[name], original[name], shifts[name], ratios[name])
+            _apply(module, original[name], shifts[name], ratios[name])
 
         return hook
 
@@ -101,7 +107,15 @@ def _norms(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def _moments(inputs: Tensor) -> tuple[Tensor, Tensor]:
+def _statistics(module: nn.Module) -> Moments:
+    """Return the running mean and variance of a BatchNorm layer."""
+    mean, variance = module.running_mean, module.running_var
+    assert isinstance(mean, Tensor)
+    assert isinstance(variance, Tensor)
+    return mean, variance
+
+
+def _moments(inputs: Tensor) -> Moments:
     """Return per-channel mean and variance of [B, c, ...]."""
     axes = [axis for axis in range(inputs.ndim) if axis != 1]
     return inputs.mean(axes), inputs.var(axes, unbiased=False)
@@ -109,13 +123,11 @@ def _moments(inputs: Tensor) -> tuple[Tensor, Tensor]:
 
 def _apply(
     module: nn.Module,
-    original: tuple[Tensor, Tensor],
+    original: Moments,
     shifts: list[Tensor],
     ratios: list[Tensor],
 ) -> None:
     """Set the statistics to the original ones, moved by the mean correction so far."""
-    mean, variance = original
-    module.running_mean.copy_(mean + torch.stack(shifts).mean(0))  # type: ignore[operator, union-attr]
-    module.running_var.copy_(  # type: ignore[operator, union-attr]
-        variance * torch.stack(ratios).log().mean(0).exp()
-    )
+    mean, variance = _statistics(module)
+    mean.copy_(original[0] + torch.stack(shifts).mean(0))
+    variance.copy_(original[1] * torch.stack(ratios).log().mean(0).exp())

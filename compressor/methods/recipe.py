@@ -16,7 +16,7 @@ class Recipe(BaseModel):
             q/(1 + q) of the layer's own collapse q.
         layer_weight: Registered weight s_l of a layer's loss when the budget is shared.
         beta: Strength of NC1 guidance, the exponent of q in the layer weight.
-        allocation: Registered allocator.
+        allocation: Registered allocator, or the name of the method whose own rule it is.
         norm_correction: Correct BatchNorm statistics relative to the dense model; None lets
             held-out data decide.
     """
