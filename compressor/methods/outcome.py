@@ -31,11 +31,14 @@ def layer_figures(
     figures = []
     for name, layer in measurement.candidates.layers.items():
         weight = LAYER_KINDS.get(layer.kind).matrix(modules[name]).double()
-        rank = ranks[name] if ranks[name] <= layer.break_even_rank else layer.full_rank
+        rank = ranks.get(name, layer.full_rank)  # a plan may leave a layer out
+        rank = rank if rank <= layer.break_even_rank else layer.full_rank
         statistics = measurement.layers.get(name)
-        collapsed = None if statistics is None else nc1(
-            statistics.inputs, statistics.inputs.within_covariance
-        )[0]
+        collapsed = (
+            None
+            if statistics is None
+            else nc1(statistics.inputs, statistics.inputs.within_covariance)[0]
+        )
         figures.append(
             LayerFigures(
                 name=name,
@@ -44,7 +47,7 @@ def layer_figures(
                 rank=rank,
                 full_rank=layer.full_rank,
                 break_even_rank=layer.break_even_rank,
-                parameters=layer.cost(ranks[name]),
+                parameters=layer.cost(rank),
                 nc1_quotient=None if statistics is None else nc1_quotient(statistics.inputs),
                 nc1=collapsed,
                 cdnv=None if statistics is None else cdnv(statistics.inputs),

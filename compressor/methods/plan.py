@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
@@ -15,7 +15,7 @@ from compressor.methods.measurement import Measurement
 from compressor.methods.recipe import Recipe
 from compressor.schema import Choice
 
-PLAN_VERSION = 1
+PLAN_VERSION: Final = 1
 
 
 class PlannedLayer(BaseModel):
@@ -124,6 +124,8 @@ def check_against(plan: Plan, candidates: Candidates) -> None:
                 f"The plan names layer {name!r}, which cannot be factorized in this model."
                 f"{because}{did_you_mean(name, candidates.layers)}"
             )
+        if planned.kind != layer.kind:
+            raise LayerError(name, f"the plan says it is {planned.kind}, the model {layer.kind}")
         if planned.shape != layer.shape:
             raise LayerError(
                 name, f"the plan was made for shape {planned.shape}, the model has {layer.shape}"
