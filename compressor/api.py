@@ -87,9 +87,7 @@ def compress(
         seed=seed,
         progress=progress,
     )
-    made = plan(
-        measurement, budget, method=method, rank_multiple=rank_multiple, progress=progress
-    )
+    made = plan(measurement, budget, method=method, rank_multiple=rank_multiple, progress=progress)
     small = factorize(model, made, progress=progress)
     dense = compressed = None
     if test is not None:

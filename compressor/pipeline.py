@@ -23,10 +23,10 @@ from compressor.evaluation.loop import Evaluation, evaluate
 from compressor.forward import Forward
 from compressor.inspection import inspect_model
 from compressor.measuring import measured_layers
-from compressor.methods.method import METHODS
-from compressor.methods.outcome import layer_figures
 from compressor.methods.budget import parse_budget
 from compressor.methods.measurement import Measurement, default_device
+from compressor.methods.method import METHODS
+from compressor.methods.outcome import layer_figures
 from compressor.methods.plan import Plan, read_plan
 from compressor.models import LoadedModel, load_model
 from compressor.progress import Progress
@@ -192,10 +192,18 @@ def compress_model(settings: CompressSettings, *, progress: Progress) -> Report:
     with watch.stage("evaluate"):
         dense = _evaluate(loaded, loaded.model.module, "evaluate dense", progress)
         after = _evaluate(loaded, small, "evaluate compressed", progress, dense)
-    report = _report(settings, loaded, found, made, compressed, dense, after, watch)
+    report = _report(
+        settings,
+        loaded,
+        found,
+        made=made,
+        compressed=compressed,
+        dense=dense,
+        after=after,
+        watch=watch,
+    )
     with watch.stage("save"):
-        report = _save(compressed, report, made, settings)
-    return report
+        return _save(compressed, report, made, settings)
 
 
 def evaluate_model(
@@ -270,9 +278,7 @@ def _measure(
         )
 
 
-def _plan(
-    found: Measurement, method: MethodSettings, watch: Stopwatch, progress: Progress
-) -> Plan:
+def _plan(found: Measurement, method: MethodSettings, watch: Stopwatch, progress: Progress) -> Plan:
     with watch.stage("plan"):
         return plan(
             found,
@@ -306,6 +312,7 @@ def _report(
     settings: CompressSettings,
     loaded: Loaded,
     found: Measurement,
+    *,
     made: Plan,
     compressed: LoadedModel,
     dense: Evaluation,
@@ -330,9 +337,7 @@ def _report(
         dense=_model_figures(
             loaded, dense, found.candidates.layer_parameters, loaded.model.bytes_on_disk
         ),
-        compressed=_model_figures(
-            replace(loaded, model=compressed), after, kept, None
-        ),
+        compressed=_model_figures(replace(loaded, model=compressed), after, kept, None),
         layers=layers,
         left_dense=_left_dense(found),
         selection=made.selection,
