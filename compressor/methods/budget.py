@@ -105,9 +105,9 @@ def _unreachable(budget: Budget, candidates: Candidates, floor: int, multiple: i
     steps = "" if multiple == 1 else f" (Ranks are multiples of {multiple} here.)"
     return (
         f"The budget {budget} cannot be met.{reach}{steps} Outside the "
-        f"{len(candidates.layers)} layers that can be factorized lie {outside:,} of {candidates.parameters:,} parameters "
-        f"(embeddings, heads, norms, biases); `compressor inspect` lists why each layer is left "
-        "dense, and --include takes more of them."
+        f"{len(candidates.layers)} layers that can be factorized lie {outside:,} of "
+        f"{candidates.parameters:,} parameters (embeddings, heads, norms, biases); `compressor "
+        "inspect` lists why each layer is left dense, and --include takes more of them."
     )
 
 
