@@ -41,12 +41,16 @@ class Draws:
 
 
 def stratified_sample(
-    labels: NDArray[np.int64] | None, pool: Indices, size: int, rng: np.random.Generator
+    labels: NDArray[np.int64] | None,
+    pool: Indices,
+    size: int,
+    rng: np.random.Generator,
+    *,
+    every_class: bool = True,
 ) -> Indices:
     """Draw ``size`` positions from ``pool``, each class in proportion to its share of the pool.
 
-    Remainders go to the classes that lack most (largest remainder method). Where the size allows,
-    every class of the pool is drawn at least once, so that rare classes are not lost.
+    Remainders go to the classes that lack most (largest remainder method).
 
     Args:
         labels: Class [N] of every sample (not only of the pool), or None to draw without regard
@@ -54,6 +58,9 @@ def stratified_sample(
         pool: Positions [P] to draw from.
         size: Number of positions; P or more takes the whole pool.
         rng: Source of randomness.
+        every_class: Draw every class of the pool at least once where the size allows, so that
+            statistics lack none. Not for test samples: rare classes would weigh too much in the
+            accuracy.
 
     Returns:
         Positions [min(size, P)], ascending.
@@ -66,12 +73,13 @@ def stratified_sample(
     _, inverse, counts = np.unique(labels[shuffled], return_inverse=True, return_counts=True)
     quota = size * counts / len(pool)
     take = np.floor(quota).astype(np.int64)
-    if size >= len(counts):
+    least = 1 if every_class else 0
+    if every_class and size >= len(counts):
         take = np.maximum(take, 1)
     while take.sum() < size:
         take[np.argmax(np.where(take < counts, quota - take, -np.inf))] += 1
     while take.sum() > size:
-        take[np.argmax(np.where(take > 1, take - quota, -np.inf))] -= 1
+        take[np.argmax(np.where(take > least, take - quota, -np.inf))] -= 1
     grouped = shuffled[np.argsort(inverse, kind="stable")]
     rank_in_class = np.arange(len(pool)) - np.repeat(np.cumsum(counts) - counts, counts)
     return np.sort(grouped[rank_in_class < np.repeat(take, counts)])
@@ -136,7 +144,7 @@ def draw_splits(
     if limit is not None and limit < len(rest):
         how = "seeded" if classes[held_out] is None else "stratified, seeded"
         notes.append(f"Test is a {how} draw of {limit} of {len(rest)} samples (limit).")
-        rest = stratified_sample(classes[held_out], rest, limit, rng[_TEST])
+        rest = stratified_sample(classes[held_out], rest, limit, rng[_TEST], every_class=False)
     draws = Draws(Draw(source, first), second, Draw(held_out, rest), tuple(notes))
     _refuse_empty(draws, sizes)
     return draws

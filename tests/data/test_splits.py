@@ -41,6 +41,15 @@ def test_rare_classes_are_drawn_where_the_size_allows():
         assert np.bincount(labels[drawn]).tolist() == expected
 
 
+def test_a_limit_leaves_the_weight_of_rare_classes_as_it_is():
+    labels = np.array([0] * 960 + list(range(1, 41)))
+    draws = draw_splits({"train": labels, "test": labels}, calibration=100, limit=50, seed=0)
+    drawn = np.bincount(labels[draws.test.indices], minlength=41)
+    assert drawn[0] == 48
+    assert drawn.sum() == 50
+    assert np.bincount(labels[draws.calibration.indices]).min() == 1
+
+
 def test_without_labels_a_plain_draw():
     drawn = stratified_sample(None, np.arange(100), 10, np.random.default_rng(0))
     assert len(set(drawn)) == 10
