@@ -78,6 +78,7 @@ def measure(
             classes=classes,
             forward=forward,
             gradients=needs == "gradients",
+            loss=needs == "loss",
             seed=seed,
             progress=progress,
         )
@@ -101,6 +102,7 @@ def gather(
     classes: int | None,
     forward: Forward,
     gradients: bool,
+    loss: bool = False,
     seed: int,
     progress: Progress,
 ) -> Statistics:
@@ -121,6 +123,7 @@ def gather(
         classes=classes,
         forward=forward,
         gradients=gradients,
+        loss=loss,
         seed=seed,
         progress=progress,
         total=count(batches),
@@ -158,16 +161,14 @@ def plan(
     """
     member = METHODS.get(method)
     needs = member.needs(gradients=measurement.gradients)
-    if (needs == "gradients" and not measurement.gradients) or (
-        needs != "weights" and measurement.statistics is None
-    ):
+    if not measurement.has(needs):
         raise UsageError(
             f"The method {method!r} needs a {needs} pass that this measurement lacks: call "
             f"measure(..., method={method!r})."
         )
     texts = (budget,) if isinstance(budget, str) else tuple(budget)
     budgets = [parse_budget(text) for text in texts]
-    weights = affordable(budgets, measurement.candidates)
+    weights = affordable(budgets, measurement.candidates, multiple=rank_multiple)
     decision = member.decide(measurement, weights, multiple=rank_multiple, progress=progress)
     made = Plan(
         method=method,

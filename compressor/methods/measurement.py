@@ -14,6 +14,7 @@ from compressor.evaluation.loop import Evaluation, evaluate
 from compressor.forward import Batches, Forward
 from compressor.layers.candidates import Candidates
 from compressor.methods.factorize import Decompositions, factorized
+from compressor.methods.metrics import Needs
 from compressor.methods.norms import corrected_norms, has_batch_norms
 from compressor.methods.recipe import Recipe
 from compressor.progress import SILENT, Progress
@@ -52,6 +53,16 @@ class Measurement:
     def layers(self) -> dict[str, LayerStatistics]:
         """Statistics by layer name; empty where only weights were needed."""
         return {} if self.statistics is None else self.statistics.layers
+
+    def has(self, needs: Needs) -> bool:
+        """Return whether the pass gathered what a method needs."""
+        if needs == "weights":
+            return True
+        if needs == "gradients":
+            return self.gradients
+        if needs == "loss":
+            return bool(self.layers) and all(s.loss is not None for s in self.layers.values())
+        return self.statistics is not None
 
     def nc1_quotients(self) -> dict[str, float | None]:
         """Return tr Σ_W / tr Σ_B of each layer's input, by layer name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from compressor.collapse.capture import LayerStatistics
 from compressor.collapse.fisher import KroneckerFisher
+from compressor.collapse.loss import LossGradient
 from compressor.collapse.metrics import nc1_quotient
 from compressor.methods.decompose import Decomposition, decompose, decompose_on_smaller_side
 from compressor.methods.recipe import Recipe
@@ -20,8 +22,9 @@ SMALLEST_ALPHA = 0.05
 """Within-class directions keep at least this weight, however far a layer has collapsed."""
 
 
-Needs = Literal["weights", "forward", "gradients"]
-"""What has to be known: the weights alone, one forward pass, or a backward pass too."""
+Needs = Literal["weights", "forward", "gradients", "loss"]
+"""What has to be known: the weights alone, one forward pass, or a backward pass too: of the
+model's own predictions (``gradients``) or of the calibration loss under given labels (``loss``)."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,11 @@ class Metric:
     needs: Needs
 
 
-LayerWeight = Callable[[LayerStatistics, float, Recipe], float]
-"""From statistics, the layer's total energy in its metric and the recipe to the weight s_l."""
+LayerWeight = Callable[[LayerStatistics | None, float, Recipe], float]
+"""From statistics, the layer's total energy in its metric and the recipe to the weight s_l.
+
+Statistics are None where only the weights were looked at; guidance (β > 0) has nothing to go by.
+"""
 
 METRICS: Registry[Metric] = Registry("metric", group="metrics")
 LAYER_WEIGHTS: Registry[LayerWeight] = Registry("layer weight", group="layer_weights")
@@ -74,19 +80,19 @@ def _second_moment(
     return Truncation(decompose(weight, moments.total_covariance + torch.outer(mean, mean)))
 
 
-def _class_aware(
-    weight: Tensor, statistics: LayerStatistics | None, recipe: Recipe
-) -> Truncation:
+def _class_aware(weight: Tensor, statistics: LayerStatistics | None, recipe: Recipe) -> Truncation:
     """Σ_B + α Σ_W: below α = 1, directions that only vary within classes are given up first.
 
     At α = 1 this is the covariance Σ_T: reconstruction of the outputs with a corrected bias
     (DRONE, NeurIPS 2021; AFM). A layer without a bias keeps the mean in the metric instead.
     """
     known = _known(statistics)
-    moments, alpha = known.inputs, recipe.alpha
-    if alpha == "nc1":
+    moments = known.inputs
+    if recipe.alpha == "nc1":
         quotient = nc1_quotient(moments)
         alpha = 1.0 if quotient is None else max(_share(quotient), SMALLEST_ALPHA)
+    else:
+        alpha = recipe.alpha
     matrix = moments.between_covariance + alpha * moments.within_covariance
     if known.layer.has_bias:
         return Truncation(decompose(weight, matrix), moments.mean)
@@ -105,43 +111,63 @@ def _fisher(weight: Tensor, statistics: LayerStatistics | None, recipe: Recipe) 
     )
 
 
+def _magnitude(weight: Tensor, statistics: LayerStatistics | None, recipe: Recipe) -> Truncation:
+    """diag(mean |z|): ASVD's scaling S = diag(mean |z|)^α, squared, at α = 0.5 (2312.05821)."""
+    del recipe
+    magnitude = _known(statistics).magnitude
+    if magnitude is None:
+        raise ValueError("the metric needs the mean size of the inputs, which was not gathered")
+    return Truncation(decompose(weight, torch.diag(magnitude)))
+
+
+def _row_fisher(weight: Tensor, statistics: LayerStatistics | None, recipe: Recipe) -> Truncation:
+    """diag(E Σ_j G_ij²) on the outputs: the empirical Fisher summed by row (FWSVD, 2207.00112)."""
+    del recipe
+    rows = known_loss(statistics).rows
+    return Truncation(decompose(weight, None, torch.diag(rows)))
+
+
 METRICS.register("identity")(Metric(_identity, "weights"))
 METRICS.register("second_moment")(Metric(_second_moment, "forward"))
 METRICS.register("covariance")(Metric(_class_aware, "forward"))
 METRICS.register("fisher")(Metric(_fisher, "gradients"))
+METRICS.register("magnitude")(Metric(_magnitude, "forward"))
+METRICS.register("row_fisher")(Metric(_row_fisher, "loss"))
 
 
 @LAYER_WEIGHTS.register("one")
-def one(statistics: LayerStatistics, energy: float, recipe: Recipe) -> float:
+def one(statistics: LayerStatistics | None, energy: float, recipe: Recipe) -> float:
     """1: the energies are losses already and compare across layers."""
     del statistics, energy, recipe
     return 1.0
 
 
 @LAYER_WEIGHTS.register("relative")
-def relative(statistics: LayerStatistics, energy: float, recipe: Recipe) -> float:
+def relative(statistics: LayerStatistics | None, energy: float, recipe: Recipe) -> float:
     """q_out^β / tr: a share of the layer's own energy; collapsed layers (small q) go first."""
     return _guidance(statistics, recipe) / energy if energy > 0 else 0.0
 
 
 @LAYER_WEIGHTS.register("root")
-def root(statistics: LayerStatistics, energy: float, recipe: Recipe) -> float:
+def root(statistics: LayerStatistics | None, energy: float, recipe: Recipe) -> float:
     """q_out^β / √tr: between absolute and relative."""
-    return _guidance(statistics, recipe) * energy**-0.5 if energy > 0 else 0.0
+    return _guidance(statistics, recipe) / math.sqrt(energy) if energy > 0 else 0.0
 
 
 @LAYER_WEIGHTS.register("guided")
-def guided(statistics: LayerStatistics, energy: float, recipe: Recipe) -> float:
+def guided(statistics: LayerStatistics | None, energy: float, recipe: Recipe) -> float:
     """q_out^β: losses as they are, but collapsed layers (small q) are given up first."""
     del energy
     return _guidance(statistics, recipe)
 
 
-def _guidance(statistics: LayerStatistics, recipe: Recipe) -> float:
-    quotient = nc1_quotient(statistics.outputs)
-    if recipe.beta == 0 or quotient is None:
+def _guidance(statistics: LayerStatistics | None, recipe: Recipe) -> float:
+    if recipe.beta == 0:
         return 1.0
-    return min(max(quotient, 1e-6), 1e6) ** recipe.beta
+    quotient = nc1_quotient(_known(statistics).outputs)
+    if quotient is None:
+        return 1.0
+    return math.pow(min(max(quotient, 1e-6), 1e6), recipe.beta)
 
 
 def _known(statistics: LayerStatistics | None) -> LayerStatistics:
@@ -154,6 +180,18 @@ def _known_fisher(statistics: LayerStatistics) -> KroneckerFisher:
     if statistics.fisher is None:
         raise ValueError("the metric needs gradients, which were not gathered")
     return statistics.fisher
+
+
+def known_loss(statistics: LayerStatistics | None) -> LossGradient:
+    """Return the calibration loss's gradient in a layer's weights.
+
+    Raises:
+        ValueError: If it was not gathered.
+    """
+    found = _known(statistics).loss
+    if found is None:
+        raise ValueError("the loss's gradient in the weights was not gathered")
+    return found
 
 
 def _share(quotient: float) -> float:
