@@ -1,4 +1,4 @@
-"""Published rules that need nothing but a recipe, for comparison on the same work."""
+"""A method that is one recipe: a metric, a layer weight and an allocation, with no choice."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from compressor.methods.guided import allocate
 from compressor.methods.measurement import Measurement
-from compressor.methods.method import METHODS, Decision
+from compressor.methods.method import Decision
 from compressor.methods.metrics import METRICS, Needs
 from compressor.methods.recipe import Recipe
 from compressor.progress import Progress
@@ -36,21 +36,12 @@ class RecipeMethod:
     ) -> Decision:
         """Allocate under the recipe."""
         ranks = allocate(measurement, self.recipe, weights, multiple=multiple)
-        _, recipe = measurement.factorized(ranks, self.recipe, progress=progress)
-        return Decision(ranks, recipe)
+        return decided(measurement, ranks, self.recipe, progress=progress)
 
 
-for method in (
-    RecipeMethod(
-        name="svd",
-        source="Eckart & Young 1936: truncated SVD of the weights, the same share in every layer",
-        recipe=Recipe(metric="identity", allocation="uniform"),
-    ),
-    RecipeMethod(
-        name="whitened",
-        source="SVD-LLM, arXiv 2403.07378: truncation-aware whitening, the same share in every "
-        "layer",
-        recipe=Recipe(metric="second_moment", allocation="uniform"),
-    ),
-):
-    METHODS.register(method.name)(method)
+def decided(
+    measurement: Measurement, ranks: dict[str, int], recipe: Recipe, *, progress: Progress
+) -> Decision:
+    """Return the decision for ranks, with the BatchNorm correction settled on held-out data."""
+    _, settled = measurement.factorized(ranks, recipe, progress=progress)
+    return Decision(ranks, settled)
