@@ -14,7 +14,7 @@ from compressor.methods.measurement import default_device
 from compressor.methods.plan import Plan
 from compressor.progress import SILENT, Progress
 from compressor.saving import save
-from compressor.stages import factorize, measure, plan
+from compressor.stages import factorize, measure, plan, replayable
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ def compress(
     small = factorize(model, made, progress=progress)
     dense = compressed = None
     if test is not None:
+        test = replayable(test)
         forward = Forward(device=default_device(model))
         dense = evaluate(model, test, forward=forward, progress=progress)
         compressed = evaluate(

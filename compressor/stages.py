@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Sized
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, SequentialSampler
 
 from compressor.collapse.capture import Statistics, capture
 from compressor.collapse.clusters import cluster_labels
-from compressor.errors import DataError, UsageError
+from compressor.errors import DataError, ModelError, UsageError
 from compressor.forward import Batch, Batches, Forward, Inputs, batch_length, to_device
 from compressor.layers.candidates import Candidates, find_candidates
 from compressor.methods.budget import affordable, parse_budget
@@ -43,8 +46,8 @@ def measure(
         model: Any module whose output holds class logits [B, C]. It is put in eval mode and
             otherwise left as it is.
         batches: Batches (inputs, labels [B]); inputs may be a tensor, a tuple or a dict; labels
-            may be None, and are then k-means clusters of the pooled embeddings. An iterator is
-            read once and kept.
+            may be None, and are then k-means clusters of the pooled embeddings. An iterator, or a
+            loader that shuffles, is read once and kept.
         selection: Held-out batches that choices are judged on. None holds out every fourth batch.
         method: Registered method that will plan; it decides what has to be gathered.
         gradients: Allow a backward pass over the calibration data.
@@ -59,16 +62,21 @@ def measure(
     Raises:
         DataError: If there is no batch, or labels do not fit.
         LayerError: If a layer's rows are not finite.
+        ModelError: If no layer can be factorized.
         UsageError: If a pattern or name is unknown.
     """
     needs = METHODS.get(method).needs(gradients=gradients)
     model.eval()
     forward = forward or Forward(device=default_device(model))
-    kept: Batches = batches if _replayable(batches) else list(batches)
+    kept = replayable(batches)
     if selection is None:
         kept, selection = hold_out(kept)
+    else:
+        selection = replayable(selection)
     probe = probe_inputs(kept, forward.device)
     candidates = find_candidates(model, probe, heads=heads, include=include, exclude=exclude)
+    if not candidates.layers:
+        raise ModelError(_nothing_to_do(candidates))
     statistics = None
     if needs != "weights":
         statistics = gather(
@@ -229,20 +237,39 @@ def probe_inputs(batches: Batches, device: torch.device) -> Inputs:
 
 
 def count(batches: Batches) -> int | None:
-    """Return the number of batches, where it is known."""
-    size, length = getattr(batches, "batch_size", None), getattr(batches, "__len__", None)
-    if length is None:
+    """Return the number of batches, where it is known.
+
+    The length of a split counts its samples, that of a loader or of a list its batches.
+    """
+    if not isinstance(batches, Sized):
         return None
-    return -(-len(batches) // size) if size else len(batches)  # type: ignore[arg-type]
+    size = getattr(batches, "batch_size", None)
+    if size is None or isinstance(batches, DataLoader):
+        return len(batches)
+    return math.ceil(len(batches) / int(size))
+
+
+def replayable(batches: Iterable[Batch]) -> Batches:
+    """Return batches that come in the same order each time.
+
+    An iterator, and a loader that draws its order anew, is read once and kept.
+    """
+    if isinstance(batches, DataLoader):
+        fixed = isinstance(batches.sampler, SequentialSampler)
+        return batches if fixed and batches.batch_size is not None else list(batches)
+    return list(batches) if iter(batches) is batches else batches
 
 
 def _first(inputs: Inputs, samples: int) -> Inputs:
     if isinstance(inputs, torch.Tensor):
         return inputs[:samples]
-    if isinstance(inputs, tuple):
-        return tuple(value[:samples] for value in inputs)
-    return {key: value[:samples] for key, value in inputs.items()}
+    if isinstance(inputs, Mapping):
+        return {key: value[:samples] for key, value in inputs.items()}
+    return tuple(value[:samples] for value in inputs)  # loaders turn tuples into lists
 
 
-def _replayable(batches: Iterable[Batch]) -> bool:
-    return iter(batches) is not batches
+def _nothing_to_do(candidates: Candidates) -> str:
+    reasons = Counter(candidates.left_dense.values())
+    listed = "; ".join(f"{number} × {reason}" for reason, number in reasons.most_common(5))
+    found = f" Left dense: {listed}." if listed else " It has no linear layer or convolution."
+    return f"No layer of the model can be factorized.{found} --include takes further layers."
