@@ -64,7 +64,9 @@ def factorized(
     recipe: Recipe,
     decompositions: Decompositions,
 ) -> nn.Module:
-    """Return a copy of ``model`` with layers factorized; untouched tensors are shared with it.
+    """Return a copy of ``model`` with layers factorized, in eval mode.
+
+    Tensors that do not change are shared with ``model``.
 
     Args:
         model: The dense model.
@@ -78,7 +80,7 @@ def factorized(
     """
     modules = dict(model.named_modules())
     chosen = {name: rank for name, rank in ranks.items() if rank <= layers[name].break_even_rank}
-    compressed = structural_copy(model)
+    compressed = structural_copy(model).eval()
     install(
         compressed,
         {

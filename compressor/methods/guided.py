@@ -87,13 +87,9 @@ def allocate(
     layers = {}
     for name, layer in measurement.candidates.layers.items():
         tail = measurement.decompositions.get(name, recipe).decomposition.tail()
-        weight = 1.0
-        if name in measurement.layers:
-            weight = LAYER_WEIGHTS.get(recipe.layer_weight)(
-                measurement.layers[name], float(tail[0]), recipe
-            )
-        elif recipe.layer_weight == "relative":
-            weight = 1 / max(float(tail[0]), 1e-300)
+        weight = LAYER_WEIGHTS.get(recipe.layer_weight)(
+            measurement.layers.get(name), float(tail[0]), recipe
+        )
         layers[name] = options(layer, (tail * weight).cpu().numpy(), multiple=multiple)
     return ALLOCATORS.get(recipe.allocation)(layers, weights)
 

@@ -37,8 +37,6 @@ def corrected_norms(
 ) -> nn.Module:
     """Return a copy of ``compressed`` with BatchNorm statistics moved as its inputs have moved.
 
-    Both models must be in eval mode.
-
     running_mean += mean(compressed) − mean(dense) and running_var *= var(compressed)/var(dense),
     averaged over the same calibration batches, layer by layer in forward order: each layer's
     correction is seen by the ones after it. Estimating the statistics anew would instead drag the
@@ -48,14 +46,14 @@ def corrected_norms(
     runs, with the mean of the corrections over the batches so far.
 
     Args:
-        dense: The dense model.
+        dense: The dense model; it is run in eval mode, and nothing of it is touched.
         compressed: The factorized model; its own statistics are not touched.
         batches: Calibration batches.
         forward: How to call both models.
         progress: Told of each batch.
         total: Number of batches.
     """
-    corrected = structural_copy(compressed)
+    dense, corrected = structural_copy(dense).eval(), structural_copy(compressed).eval()
     norms = _norms(corrected)
     original = {name: _statistics(module) for name, module in norms.items()}
     for module in norms.values():
