@@ -1,0 +1,170 @@
+"""Every layer kind: its rows times its matrix are the module's outputs, and factors round-trip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compressor.layers.kinds import LAYER_KINDS, LayerKind, kind_of
+from compressor.layers.lowrank import LOW_RANK_TYPES
+from compressor.methods.decompose import decompose
+
+SAMPLES = 3
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+
+
+def conv1d() -> nn.Module:
+    from transformers.pytorch_utils import Conv1D
+
+    module = Conv1D(12, 8)
+    nn.init.normal_(module.bias)
+    return module
+
+
+def convolution(**geometry: object) -> Callable[[], nn.Module]:
+    return lambda: nn.Conv2d(3, 7, **geometry)  # type: ignore[arg-type]
+
+
+CASES: dict[str, dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]] = {
+    "linear": {
+        "tokens": (lambda: nn.Linear(8, 12), (SAMPLES, 5, 8)),
+        "vectors, tall": (lambda: nn.Linear(8, 12), (SAMPLES, 8)),
+        "maps, wide, no bias": (lambda: nn.Linear(12, 8, bias=False), (SAMPLES, 2, 3, 12)),
+        "windows": (lambda: nn.Linear(8, 12), (4 * SAMPLES, 5, 8)),
+    },
+    "conv1d": {"tokens": (conv1d, (SAMPLES, 5, 8))},
+    "conv2d": {
+        "1×1": (convolution(kernel_size=1), (SAMPLES, 3, 4, 5)),
+        "1×1, stride": (convolution(kernel_size=1, stride=2), (SAMPLES, 3, 5, 5)),
+        "3×3, no bias": (convolution(kernel_size=3, bias=False), (SAMPLES, 3, 6, 5)),
+        "stride, padding": (convolution(kernel_size=3, stride=2, padding=1), (SAMPLES, 3, 7, 9)),
+        "dilation": (convolution(kernel_size=(2, 3), dilation=(2, 1)), (SAMPLES, 3, 7, 8)),
+        "same": (convolution(kernel_size=4, padding="same"), (SAMPLES, 3, 6, 6)),
+        "reflect": (
+            convolution(kernel_size=3, padding=2, padding_mode="reflect"),
+            (SAMPLES, 3, 5, 6),
+        ),
+        "circular": (
+            convolution(kernel_size=3, padding=(1, 0), padding_mode="circular"),
+            (SAMPLES, 3, 5, 6),
+        ),
+        "large map": (convolution(kernel_size=3, stride=(1, 2)), (SAMPLES, 3, 20, 30)),
+    },
+}
+"""Modules and input shapes by kind; a new kind needs a line here."""
+
+
+def cases() -> Iterator[object]:
+    for name in LAYER_KINDS.names():
+        for label, case in CASES[name].items():
+            yield pytest.param((name, case), id=f"{name}: {label}")
+
+
+@pytest.fixture(params=list(cases()))
+def example(request: pytest.FixtureRequest) -> tuple[LayerKind, nn.Module, Tensor]:
+    name, (build, shape) = request.param
+    torch.manual_seed(0)
+    return LAYER_KINDS.get(name), build().double().eval(), torch.randn(shape).double()
+
+
+def bias_of(module: nn.Module) -> Tensor | float:
+    return module.bias.detach() if module.bias is not None else 0.0
+
+
+def test_is_recognised_as_its_kind_alone(example):
+    kind, module, _ = example
+    assert kind_of(module) is kind
+    assert [other.name for _, other in LAYER_KINDS.items() if other.matches(module)] == [kind.name]
+    assert kind.refusal(module) is None
+
+
+def test_matrix_has_the_shape(example):
+    kind, module, _ = example
+    assert kind.matrix(module).shape == kind.shape(module)
+    assert not kind.matrix(module).requires_grad
+
+
+def test_matrix_on_rows_gives_the_outputs(example):
+    kind, module, x = example
+    outputs = module(x).detach()
+    rows = kind.rows(module, x, SAMPLES)
+    found = kind.output_rows(module, outputs, SAMPLES)
+    assert rows.shape[:2] == found.shape[:2]
+    assert rows.shape[0] == SAMPLES
+    torch.testing.assert_close(rows @ kind.matrix(module).T + bias_of(module), found)
+
+
+def test_matrix_on_all_rows_gives_all_outputs(example):
+    kind, module, x = example
+    outputs = module(x).detach()
+    found = kind.all_output_rows(module, outputs, SAMPLES)
+    assert found.numel() == outputs.numel()
+    rows = kind.all_rows(module, x, SAMPLES)
+    torch.testing.assert_close(rows @ kind.matrix(module).T + bias_of(module), found)
+
+
+def test_rows_stay_with_their_sample(example):
+    kind, module, x = example
+    changed = x.clone()
+    changed[-(len(x) // SAMPLES) :] += 1  # the last sample alone
+    moved = (kind.rows(module, changed, SAMPLES) != kind.rows(module, x, SAMPLES)).any(2).any(1)
+    assert moved.tolist() == [False] * (SAMPLES - 1) + [True]
+
+
+def test_rows_that_fit_no_sample_are_told(example):
+    kind, module, x = example
+    assert kind.rows(module, x, len(x) + 1) is None
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_factors_round_trip(example, bias):
+    kind, module, x = example
+    m, n = kind.shape(module)
+    lowrank = kind.build(module, 2, bias=bias)
+    assert isinstance(lowrank, LOW_RANK_TYPES)
+    assert lowrank.kind == kind.name
+    assert lowrank.rank == 2
+    assert kind_of(lowrank) is None
+    assert {p.dtype for p in lowrank.parameters()} == {torch.float64}
+    up, down, offset = (torch.randn(size).double() for size in ((m, 2), (2, n), (m,)))
+    kind.fill(lowrank, up, down, offset if bias else None)
+    for found, given in zip(kind.factors(lowrank), (up, down), strict=True):
+        torch.testing.assert_close(found, given)
+    out = kind.all_output_rows(module, lowrank(x).detach(), SAMPLES)
+    expected = kind.all_rows(module, x, SAMPLES) @ (up @ down).T
+    torch.testing.assert_close(out, expected + offset if bias else expected)
+
+
+def test_full_rank_is_the_dense_layer(example):
+    kind, module, x = example
+    matrix = kind.matrix(module)
+    full = min(matrix.shape)
+    lowrank = kind.build(module, full, bias=module.bias is not None)
+    up, down = decompose(matrix).factors(full)
+    kind.fill(lowrank, up, down, None if module.bias is None else module.bias.detach())
+    torch.testing.assert_close(lowrank(x), module(x), rtol=1e-9, atol=1e-9)
+
+
+def test_meta_skeleton_stays_meta(example):
+    kind, module, _ = example
+    assert all(p.is_meta for p in kind.build(module.to("meta"), 1, bias=True).parameters())
+
+
+def test_layers_of_one_geometry_share_rows(example):
+    kind, module, x = example
+    assert kind.sharing(module) == kind.sharing(kind_like(module))
+    torch.testing.assert_close(
+        kind.rows(module, x, SAMPLES), kind.rows(kind_like(module), x, SAMPLES)
+    )
+
+
+def kind_like(module: nn.Module) -> nn.Module:
+    import copy
+
+    twin = copy.deepcopy(module)
+    nn.init.normal_(twin.weight)
+    return twin
