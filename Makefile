@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format types clean
+.PHONY: demo test lint format types benchmark clean
 
 demo: $(VENV)/.installed
 	$(BIN)/compressor demo
@@ -21,6 +21,10 @@ format: $(VENV)/.installed-dev
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
+
+# What it needs is told by `make benchmark BENCHMARK=--help`; what is not given is skipped.
+benchmark: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.quality $(BENCHMARK)
 
 clean:
 	rm -rf $(VENV) demo-out build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
