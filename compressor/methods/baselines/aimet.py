@@ -2,7 +2,7 @@
 
 Source: AIMET's greedy compression-ratio selection (AIMET user guide, "Greedy compression ratio
 selection"; Kuzmin et al., "Taxonomy and evaluation of structured compression of convolutional
-neural networks", arXiv 1912.09802, section 3). First each layer is truncated by plain SVD to each
+neural networks", arXiv 1912.09802). First each layer is truncated by plain SVD to each
 of 10 ratios, 0.1 … 1, all others dense, and the whole model's accuracy is measured; 1 is the dense
 model. Then the same accuracy is asked of every layer: each takes its cheapest option that keeps
 it, and the highest accuracy at which the budget holds is found by bisection.
@@ -52,7 +52,7 @@ class Greedy:
 
     name = "aimet"
     source = (
-        "AIMET, greedy compression-ratio selection; arXiv 1912.09802, section 3: measured accuracy "
+        "AIMET, greedy compression-ratio selection; arXiv 1912.09802: measured accuracy "
         "of each layer and ratio, the same accuracy asked of all"
     )
     recipe = Recipe(metric="identity", allocation="aimet")

@@ -1,7 +1,7 @@
 """``balf``: whitened truncation, ranks by a Lagrangian on each layer's normalised energy.
 
 Source: González-Martínez, "BALF: Budgeted activation-aware low-rank factorization", arXiv
-2509.25136, section 4. With σ_k the singular values of W S, S Sᵀ = E[z zᵀ], the kept energies
+2509.25136. With σ_k the singular values of W S, S Sᵀ = E[z zᵀ], the kept energies
 Σ_l Σ_{k≤r_l} σ²_{l,k} / Σ_k σ²_{l,k} are maximised under Σ_l min(r_l (m + n), m n) ≤ B: a
 multiple-choice knapsack, by bisection of its Lagrangian multiplier.
 
@@ -16,7 +16,7 @@ from compressor.methods.recipe import Recipe
 
 BALF = RecipeMethod(
     name="balf",
-    source="BALF, arXiv 2509.25136, section 4: whitened truncation, Lagrangian on the energy "
+    source="BALF, arXiv 2509.25136: whitened truncation, Lagrangian on the energy "
     "normalised in each layer",
     recipe=Recipe(metric="second_moment", layer_weight="relative", allocation="knapsack"),
 )

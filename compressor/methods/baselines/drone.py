@@ -1,8 +1,8 @@
 """``drone``: principal components of the layer's centred outputs (DRONE, AFM).
 
-Sources: Chen et al., "DRONE: Data-aware low-rank compression for large NLP models", NeurIPS 2021,
-theorem 1; Yu & Wu, "Compressing transformers: features are low-rank, but weights are not", AAAI
-2023 (AFM), eq. 5-8. U_r are the top eigenvectors of Cov(a), a = W z + b, and
+Sources: Chen et al., "DRONE: Data-aware low-rank compression for large NLP models", NeurIPS 2021;
+Yu & Wu, "Compressing transformers: features are low-rank, but weights are not", AAAI
+2023 (AFM). U_r are the top eigenvectors of Cov(a), a = W z + b, and
 Ŵ = U_r U_rᵀ W, b̂ = b + (W − Ŵ) E[z]: the best rank-r map of inputs to outputs in mean square.
 
 DRONE states the problem without centring, where its optimum is SVD-LLM's; AFM centres and puts the
@@ -19,8 +19,8 @@ from compressor.methods.recipe import Recipe
 
 DRONE = RecipeMethod(
     name="drone",
-    source="DRONE, NeurIPS 2021, theorem 1, centred as in AFM, AAAI 2023: PCA of the outputs, the "
-    "same share in every layer",
+    source="DRONE, NeurIPS 2021, centred as in AFM, AAAI 2023, Ŵ = U_r U_rᵀ W: PCA of the outputs, "
+    "the same share in every layer",
     recipe=Recipe(metric="covariance", allocation="uniform"),
 )
 

@@ -1,11 +1,12 @@
 """``evbmf``: the rank that empirical variational Bayes finds in each weight matrix, analytically.
 
 Source: Nakajima, Sugiyama, Babacan & Tomioka, "Global analytic solution of fully-observed
-variational Bayesian matrix factorization", JMLR 14 (2013), theorems 2 and 3; for networks Kim et
-al., ICLR 2016, and MUSCO (Gusak et al., arXiv 1903.09973). W [L, M], L ≤ M, is taken for a low-rank
-matrix plus Gaussian noise of variance s². Singular value γ carries signal if γ² > M s² x̲, with
+variational Bayesian matrix factorization", JMLR 14 (2013), in the simpler form of their "Condition
+for perfect dimensionality recovery by variational Bayesian PCA", JMLR 16 (2015); for networks Kim
+et al., ICLR 2016, and MUSCO (Gusak et al., arXiv 1903.09973). W [L, M], L ≤ M, is taken for a
+low-rank matrix plus Gaussian noise of variance s². Singular value γ carries signal if γ² > M s² x̲,
 x̲ = (1 + τ̲)(1 + α/τ̲), α = L/M and τ̲ the root of Φ(τ) + Φ(τ/α) = 0, Φ(z) = log(1 + z)/z − 1/2. s²
-minimises the free energy Σ_h ψ(γ_h²/(M s²)) within the theorem's bounds.
+minimises the free energy Σ_h ψ(γ_h²/(M s²)) within the papers' bounds.
 
 The matrix is then truncated by plain SVD to the rank found (the solution's shrinkage of singular
 values belongs to the noise model, and MUSCO leaves it out too).
@@ -41,7 +42,7 @@ class VariationalBayes:
 
     name = "evbmf"
     source = (
-        "EVBMF, Nakajima et al., JMLR 14 (2013), theorems 2-3; MUSCO, arXiv 1903.09973: analytic "
+        "EVBMF, Nakajima et al., JMLR 14 (2013), γ² > M s² x̲; MUSCO, arXiv 1903.09973: analytic "
         "rank of the weights, scaled down to the budget by a common factor"
     )
     recipe = Recipe(metric="identity", allocation="evbmf")
@@ -156,7 +157,7 @@ def _allowed(layer: Candidate, rank: float, multiple: int) -> int:
 
 @lru_cache(maxsize=1024)
 def _tau_below(alpha: float) -> float:
-    """Return τ̲ (theorem 2): about 2.5129 √α."""
+    """Return τ̲, about 2.5129 √α."""
     from scipy.optimize import brentq
 
     def phi(z: float) -> float:
@@ -167,7 +168,7 @@ def _tau_below(alpha: float) -> float:
 
 
 def _free_energy(x: Floats, alpha: float) -> float:
-    """Return Σ ψ(x) (theorem 3), x = γ²/(M s²), up to a constant."""
+    """Return Σ ψ(x), x = γ²/(M s²), up to a constant."""
     x = np.maximum(x, 1e-300)
     energy = float((x - np.log(x)).sum())
     signal = x[x > threshold_of(alpha)]

@@ -1,7 +1,7 @@
 """``fwsvd``: Fisher-weighted SVD, the weights' rows scaled by their importance to the loss.
 
 Source: Hsu et al., "Language model compression with weighted low-rank factorization", ICLR 2022,
-arXiv 2207.00112, section 3. The empirical Fisher of each weight, E[(∂ℓ/∂W_ij)²], is summed over a
+arXiv 2207.00112. The empirical Fisher of each weight, E[(∂ℓ/∂W_ij)²], is summed over a
 row (one output) to Î_i, and Ŵ = Î^{-1/2}(Î^{1/2} W)_r minimises ‖Î^{1/2}(W − Ŵ)‖_F.
 
 As in the paper, the gradients are those of single samples, in the weights (summed over tokens
@@ -19,8 +19,8 @@ from compressor.methods.recipe import Recipe
 
 FWSVD = RecipeMethod(
     name="fwsvd",
-    source="FWSVD, arXiv 2207.00112, section 3: rows scaled by the root of their empirical Fisher, "
-    "the same share in every layer",
+    source="FWSVD, arXiv 2207.00112, min ‖Î^½(W − Ŵ)‖: rows scaled by the root of their empirical "
+    "Fisher, the same share in every layer",
     recipe=Recipe(metric="row_fisher", allocation="uniform"),
 )
 

@@ -1,6 +1,6 @@
 """``gfwsvd``: two-sided truncation in the Kronecker-factored Fisher.
 
-Source: Chekalina et al., "Generalized Fisher-weighted SVD", arXiv 2505.17974, section 3. With the
+Source: Chekalina et al., "Generalized Fisher-weighted SVD", arXiv 2505.17974. With the
 Fisher of a layer's weights near A ⊗ B, Ŵ = L_A^{-T}(L_Aᵀ W L_B)_r L_B^{-1}, A = L_A L_Aᵀ on outputs
 and B = L_B L_Bᵀ on inputs, minimises the second-order loss of the truncation.
 
@@ -16,8 +16,7 @@ from compressor.methods.recipe import Recipe
 
 GFWSVD = RecipeMethod(
     name="gfwsvd",
-    source="GFWSVD, arXiv 2505.17974, section 3: two-sided Kronecker Fisher, the same share in "
-    "every layer",
+    source="GFWSVD, arXiv 2505.17974: two-sided Kronecker Fisher, the same share in every layer",
     recipe=Recipe(metric="fisher", allocation="uniform"),
 )
 

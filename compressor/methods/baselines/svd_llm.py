@@ -1,6 +1,6 @@
 """``svd-llm`` (also ``whitened``): truncation-aware data whitening.
 
-Source: Wang et al., "SVD-LLM", ICLR 2025, arXiv 2403.07378, section 3.1. With S Sᵀ = E[z zᵀ] (its
+Source: Wang et al., "SVD-LLM", ICLR 2025, arXiv 2403.07378. With S Sᵀ = E[z zᵀ] (its
 Cholesky factor), Ŵ = (W S)_r S⁻¹ minimises the output's error E‖(W − Ŵ) z‖²: each singular value
 of W S is exactly the loss of truncating it.
 
@@ -18,8 +18,8 @@ from compressor.methods.recipe import Recipe
 
 SVD_LLM = RecipeMethod(
     name="svd-llm",
-    source="SVD-LLM, arXiv 2403.07378, section 3.1: truncation-aware whitening, the same share in "
-    "every layer",
+    source="SVD-LLM, arXiv 2403.07378, W ≈ (W S)_r S⁻¹ with S Sᵀ = E[zzᵀ]: truncation-aware "
+    "whitening, the same share in every layer",
     recipe=Recipe(metric="second_moment", allocation="uniform"),
 )
 WHITENED = replace(SVD_LLM, name="whitened")

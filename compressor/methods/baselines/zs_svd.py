@@ -1,6 +1,6 @@
 """``zs-svd``: drop the components whose signed first-order losses cancel each other.
 
-Source: Abbasi et al., "Zero Sum SVD", ICML 2026, arXiv 2602.02848, section 3. In whitened
+Source: Abbasi et al., "Zero Sum SVD", ICML 2026, arXiv 2602.02848. In whitened
 coordinates A = W S = Σ_k σ_k u_k v_kᵀ, S Sᵀ = E[z zᵀ], the loss changes by ΔL_k ≈ −σ_k u_kᵀ H v_k
 when component k is dropped, H = E[G] S^{-T}, G the gradient of the calibration loss in W. All
 components of all layers compete: within a layer the smallest σ goes first, and between layers the
@@ -41,8 +41,8 @@ class ZeroSum:
 
     name = "zs-svd"
     source = (
-        "ZS-SVD, arXiv 2602.02848, section 3: signed first-order loss of each whitened component, "
-        "dropped so that the sum stays near zero"
+        "ZS-SVD, arXiv 2602.02848, ΔL = −σ uᵀ H v: signed first-order loss of each whitened "
+        "component, dropped so that the sum stays near zero"
     )
     recipe = Recipe(metric="second_moment", allocation="zs-svd")
 
