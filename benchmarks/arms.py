@@ -84,7 +84,7 @@ class Arm:
 
 def all_arms() -> tuple[Arm, ...]:
     """Return every arm, the default first and the controls last."""
-    names = sorted(METHODS.names(), key=lambda name: name != DEFAULT)
+    names = sorted(distinct_methods(), key=lambda name: name != DEFAULT)
     arms = [Arm(name, _group(name), method=name) for name in names]
     arms.insert(1, Arm(f"{DEFAULT}, no gradients", "other", method=DEFAULT, gradients=False))
     for control in CONTROLS:
@@ -109,6 +109,16 @@ def all_arms() -> tuple[Arm, ...]:
             for control in CONTROLS
         ]
     return tuple(arms)
+
+
+def distinct_methods() -> list[str]:
+    """Return the registered methods, of those that are the same under two names the first."""
+    found: dict[object, str] = {}
+    for name, member in METHODS.items():
+        recipe = getattr(member, "recipe", None)
+        same = name if recipe is None else (type(member), recipe)
+        found.setdefault(same, name)
+    return list(found.values())
 
 
 def chosen_arms(patterns: Iterable[str]) -> tuple[Arm, ...]:
