@@ -14,10 +14,15 @@ import torch
 from torch import nn
 
 from compressor.checkpoint.card import model_card
-from compressor.checkpoint.save import refuse_existing, save_directory
+from compressor.checkpoint.save import (
+    refuse_existing,
+    refuse_existing_file,
+    save_directory,
+    write_file,
+)
 from compressor.checkpoint.storage import round_to_storage_
 from compressor.data import LabelledData, Split, load_data
-from compressor.errors import DataError, OutputExistsError
+from compressor.errors import DataError
 from compressor.evaluation.flops import count_flops
 from compressor.evaluation.loop import Evaluation, evaluate
 from compressor.forward import Forward
@@ -132,15 +137,15 @@ def plan_model(
         OutputExistsError: If ``out`` exists and ``overwrite`` is not set.
         CompressorError: As `compress_model`.
     """
-    if out is not None and out.exists() and not overwrite:
-        raise OutputExistsError(f"{out} exists. Pass --overwrite to replace it.")
+    if out is not None:
+        refuse_existing_file(out, overwrite=overwrite)
     _check_names(method)
     watch = Stopwatch()
     loaded = _load(model, data, seed, watch, progress)
     found = _measure(loaded, method, seed, watch, progress)
     made = _plan(found, method, watch, progress)
     if out is not None:
-        made.write(out)
+        write_file(out, made.model_dump_json(indent=2) + "\n")
     kept = sum(layer.cost(made.ranks[name]) for name, layer in found.candidates.layers.items())
     dense = found.candidates.layer_parameters
     total = found.candidates.parameters

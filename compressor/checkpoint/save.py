@@ -41,8 +41,8 @@ def save_directory(
         model: The model; its module is already factorized.
         directory: Where to write.
         lowrank: Which layers were factorized.
-        extra_files: Text of further files by name (plan.json, report.json, README.md), or a function
-            that returns it given the size of the weight files in bytes.
+        extra_files: Text of further files by name (plan.json, report.json, README.md), or a
+            function that returns it given the size of the weight files in bytes.
         overwrite: Replace ``directory`` if compressor wrote it, or if it is empty.
         max_shard_size: Largest weight file, as huggingface_hub writes sizes.
 
@@ -97,6 +97,7 @@ def refuse_existing(directory: Path, *, overwrite: bool) -> None:
         OutputExistsError: If it may not be written.
     """
     if not directory.exists() and not directory.is_symlink():
+        _refuse_unwritable(directory)
         return
     if not directory.is_dir() or directory.is_symlink():
         raise OutputExistsError(f"{directory} exists and is no directory. Choose another --out.")
@@ -111,6 +112,52 @@ def refuse_existing(directory: Path, *, overwrite: bool) -> None:
             f"{directory} was not written by compressor, so --overwrite does not replace it. "
             "Choose another --out, or remove it yourself."
         )
+
+
+def _refuse_unwritable(path: Path) -> None:
+    """Refuse a path that cannot be made: one below a file, or in a directory that is read-only."""
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise OutputExistsError(f"{path} lies below {above}, a file. Choose another --out.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise CheckpointError(
+            f"Cannot write {path}: {above} is not writable. Check its permissions, or choose "
+            "another --out."
+        )
+
+
+def refuse_existing_file(path: Path, *, overwrite: bool) -> None:
+    """Refuse a file to be written that exists, unless it is to be overwritten.
+
+    Args:
+        path: The file that a run wants to write; checked before any work is done.
+        overwrite: Whether a file may be replaced.
+
+    Raises:
+        OutputExistsError: If it may not be written.
+        CheckpointError: If its directory is not writable.
+    """
+    if path.is_dir():
+        raise OutputExistsError(f"{path} is a directory; expected a file to write. Change --out.")
+    if path.exists() and not overwrite:
+        raise OutputExistsError(
+            f"{path} exists. Pass --overwrite to replace it, or choose another --out."
+        )
+    _refuse_unwritable(path)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a text file whole or not at all, making the directories above it.
+
+    Raises:
+        CheckpointError: If there is no space, no permission, or the disk fails.
+    """
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _sibling(path) as temporary:
+            (temporary / path.name).write_text(text, encoding="utf-8")
+            _flush(temporary)
+            (temporary / path.name).replace(path)
 
 
 def _is_ours(directory: Path) -> bool:
