@@ -49,7 +49,13 @@ class ModuleSource:
         module, transform = call_factory(reference)
         files: tuple[Path, ...] = ()
         dtypes = _own_dtypes(module)
-        if options.checkpoint is not None:
+        notes: tuple[str, ...] = ()
+        if options.checkpoint is None:
+            notes = (
+                f"No --checkpoint was given: the weights are those that {reference} returns. "
+                "Unless it loads trained ones itself, they are random.",
+            )
+        else:
             files = (options.checkpoint,)
             header = read_header(files)
             refuse_quantized(header, str(options.checkpoint))
@@ -64,6 +70,7 @@ class ModuleSource:
             transform=transform,
             storage_dtypes=dtypes,
             files=files,
+            notes=notes,
         )
 
     def skeleton(self, reference: str, options: ModelOptions) -> LoadedModel:
@@ -214,6 +221,7 @@ def _describe(
     hash_: bool = True,
     class_names: tuple[str, ...] | None = None,
     factory: str | None = None,
+    notes: tuple[str, ...] = (),
 ) -> LoadedModel:
     transform = _overridden(transform, options)
     model = LoadedModel(
@@ -228,6 +236,7 @@ def _describe(
         bytes_on_disk=size_of(files) if files else None,
         sha256=hash_files(files) if files and hash_ else None,
         architecture={"factory": factory or (reference if ".py:" in reference else None)},
+        notes=notes,
     )
     return model if transform is None else _counted(model, options)
 
