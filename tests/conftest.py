@@ -1,0 +1,25 @@
+"""Fixtures that tests of several floors share: small trained checkpoints, made once."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.trained import Case, cnn_case, text_case, vit_case
+
+
+@pytest.fixture(scope="session")
+def trained_bert(tmp_path_factory) -> Case:
+    """Return a BERT that tells three topics apart, with train and test as CSV; do not change it."""
+    return text_case(tmp_path_factory.mktemp("trained-bert"))
+
+
+@pytest.fixture(scope="session")
+def trained_vit(tmp_path_factory) -> Case:
+    """Return timm's test_vit, with class folders of three colours; do not change it."""
+    return vit_case(tmp_path_factory.mktemp("trained-vit"))
+
+
+@pytest.fixture(scope="session")
+def trained_cnn(tmp_path_factory) -> Case:
+    """Return the CNN of examples/plain_cnn.py, for digits; do not change it."""
+    return cnn_case(tmp_path_factory.mktemp("trained-cnn"))
