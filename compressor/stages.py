@@ -63,9 +63,15 @@ def measure(
         DataError: If there is no batch, or labels do not fit.
         LayerError: If a layer's rows are not finite.
         ModelError: If no layer can be factorized.
-        UsageError: If a pattern or name is unknown.
+        UsageError: If a pattern or name is unknown, or the method needs gradients and none are
+            allowed.
     """
     needs = METHODS.get(method).needs(gradients=gradients)
+    if not gradients and needs in ("gradients", "loss"):
+        raise UsageError(
+            f"The method {method!r} is made of gradients, and none are allowed. Allow them, or "
+            "take a method that needs none, for instance 'nc1' or 'whitened'."
+        )
     model.eval()
     forward = forward or Forward(device=default_device(model))
     kept = replayable(batches)
@@ -183,7 +189,7 @@ def plan(
         budget=texts,
         recipe=decision.recipe,
         seed=measurement.seed,
-        gradients=measurement.gradients,
+        gradients=measurement.gradients or measurement.has("loss"),
         layers=planned_layers(
             measurement.candidates.layers, decision.ranks, measurement.nc1_quotients()
         ),

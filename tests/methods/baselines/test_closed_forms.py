@@ -5,6 +5,7 @@ import torch
 
 from compressor.collapse.fisher import KroneckerFisher
 from compressor.collapse.loss import LossGradient
+from compressor.errors import UsageError
 from compressor.methods.method import METHODS
 from compressor.methods.metrics import METRICS
 from compressor.stages import factorize, measure, plan
@@ -204,12 +205,19 @@ def test_balf_compares_shares_of_energy_and_not_energies(net, all_batches):
 
 
 def test_methods_say_what_a_measurement_lacks(net, all_batches):
-    from compressor.errors import UsageError
-
     forward_only = measured(net, all_batches, "drone")
     for method in ("fwsvd", "zs-svd", "gfwsvd"):
         with pytest.raises(UsageError, match=method):
             plan(forward_only, "layers=50%", method=method)
+
+
+@pytest.mark.parametrize("method", ["fwsvd", "zs-svd", "gfwsvd"])
+def test_methods_made_of_gradients_refuse_to_do_without(net, all_batches, method):
+    calibration, selection = all_batches
+    with pytest.raises(UsageError, match=f"{method}.* gradients, and none are allowed"):
+        measure(net, calibration, selection=selection, method=method, gradients=False)
+    made = plan(measured(net, all_batches, method), "layers=50%", method=method)
+    assert made.gradients  # so that replaying the plan allows them
 
 
 def decaying(rows, columns, rate):
