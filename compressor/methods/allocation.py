@@ -102,11 +102,13 @@ def energy_threshold(layers: Mapping[str, Options], weights: float) -> dict[str,
 
 @ALLOCATORS.register("knapsack")
 def knapsack(layers: Mapping[str, Options], weights: float) -> dict[str, int]:
-    """Minimise the summed losses: Lagrangian bisection, then a greedy fill of what is left.
+    """Minimise the summed losses: Lagrangian bisection, then greedy steps to the budget.
 
     At a price λ per weight every layer takes its own best option; bisection finds the least λ at
     which the budget holds (Shoham & Gersho, IEEE Trans. ASSP 36, 1988). That is optimal on the
-    lower convex hulls; the fill then spends the remainder on the best gain that still fits.
+    lower convex hulls, but a layer's step there may be a cliff. So the allocations on both sides of
+    the budget are brought to it, one by upgrades that still fit, the other by the cheapest
+    downgrades first, and the better is taken.
     """
     names = list(layers)
     if sum(option.costs[-1] for option in layers.values()) <= weights:
@@ -116,6 +118,7 @@ def knapsack(layers: Mapping[str, Options], weights: float) -> dict[str, int]:
     free = _at_price(layers, low)  # what costs no loss at all: matrices of lower rank
     if _cost(layers, free) <= weights:
         high, chosen = low, free
+    above = free
     for _ in range(200):
         if high - low <= 1e-14 * high:
             break
@@ -124,9 +127,15 @@ def knapsack(layers: Mapping[str, Options], weights: float) -> dict[str, int]:
         if _cost(layers, trial) <= weights:
             high, chosen = price, trial
         else:
-            low = price
-    chosen = _fill(layers, chosen, weights)
-    return {name: int(layers[name].ranks[chosen[name]]) for name in names}
+            low, above = price, trial
+    ends = [
+        {name: int(layers[name].ranks[index]) for name, index in end.items()}
+        for end in (
+            _fill(layers, chosen, weights),
+            _fill(layers, _trim(layers, above, weights), weights),
+        )
+    ]
+    return min(ends, key=lambda ranks: total_loss(layers, ranks))
 
 
 @ALLOCATORS.register("exact")
@@ -216,6 +225,28 @@ def _fill(
         _, name, index = best
         left -= float(layers[name].costs[index] - layers[name].costs[chosen[name]])
         chosen[name] = index
+
+
+def _trim(
+    layers: Mapping[str, Options], chosen: Mapping[str, int], weights: float
+) -> dict[str, int]:
+    """Free what is above the budget by the downgrades with the least loss per weight needed."""
+    chosen = dict(chosen)
+    while (over := _cost(layers, chosen) - weights) > 0:
+        best: tuple[float, str, int] | None = None
+        for name, option in layers.items():
+            at = chosen[name]
+            if at == 0:
+                continue
+            freed = np.minimum(option.costs[at] - option.costs[:at], over)
+            rates = (option.losses[:at] - option.losses[at]) / freed
+            index = int(np.argmin(rates))
+            if best is None or rates[index] < best[0]:
+                best = (float(rates[index]), name, index)
+        if best is None:
+            break  # everything is at its cheapest
+        chosen[best[1]] = best[2]
+    return chosen
 
 
 def _largest_within(option: Options, cost: float) -> int:

