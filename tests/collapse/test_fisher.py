@@ -1,0 +1,118 @@
+"""The Kronecker Fisher against explicit per-sample gradients from autograd."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compressor.collapse.capture import _fisher_gradient
+from compressor.collapse.fisher import FisherMoments
+
+CPU = torch.device("cpu")
+
+
+def explicit(weight, inputs, gradients):
+    """Return E[GGᵀ], E[GᵀG], E‖G‖² and E Σ_t δ², with G_i taken by autograd."""
+    outputs, inner, energy = 0.0, 0.0, 0.0
+    for rows, deltas in zip(inputs, gradients, strict=True):
+        free = weight.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad((rows @ free.T * deltas).sum(), free)
+        outputs = outputs + gradient @ gradient.T
+        inner = inner + gradient.T @ gradient
+        energy += float(gradient.square().sum())
+    samples = len(inputs)
+    return outputs / samples, inner / samples, energy / samples, gradients.square().sum((0, 1))
+
+
+def problem(seed, samples, positions, m, n):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*size):
+        return torch.randn(*size, generator=generator, dtype=torch.float64)
+
+    return draw(m, n), draw(samples, positions, n), draw(samples, positions, m)
+
+
+@given(
+    st.integers(0, 999),
+    st.integers(1, 5),
+    st.integers(1, 9),
+    st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    st.sampled_from([1.0, 1e-3, 40.0]),
+)
+@settings(max_examples=80, deadline=None)
+def test_is_the_explicit_one(seed, samples, positions, shape, scale):
+    m, n = shape
+    weight, inputs, gradients = problem(seed, samples, positions, m, n)
+    moments = FisherMoments(weight, torch.zeros(n).double(), home=CPU)
+    half = samples // 2
+    for part in (slice(0, half), slice(half, None)):
+        if len(inputs[part]):
+            moments.update(inputs[part], gradients[part] / scale, scale=scale)
+    found = moments.result()
+    outputs, inner, energy, rows = explicit(weight, inputs, gradients)
+    if m <= n:
+        near, pulled = outputs, weight @ inner @ weight.T
+    else:
+        near, pulled = inner, weight.T @ outputs @ weight
+    torch.testing.assert_close(found.near, near)
+    torch.testing.assert_close(found.pulled, pulled)
+    assert found.energy == pytest.approx(energy)
+    assert found.energy == pytest.approx(float(found.near.trace()))
+    torch.testing.assert_close(found.rows, rows / samples)
+
+
+@pytest.mark.parametrize(("m", "n"), [(4, 6), (6, 4)])
+def test_both_ways_of_counting_agree(m, n):
+    weight, inputs, gradients = problem(0, 3, 5, m, n)
+    moments = FisherMoments(weight, torch.zeros(n).double(), home=CPU)
+    few = moments._through_positions(inputs, gradients)
+    many = moments._through_weights(inputs, gradients)
+    for first, second in zip(few, many, strict=True):
+        torch.testing.assert_close(first, second)
+
+
+def test_rows_that_are_zero_do_not_count():
+    weight, inputs, gradients = problem(0, 3, 5, 4, 6)
+    inputs[:, 3:] = 0
+    whole, cut = (FisherMoments(weight, torch.zeros(6).double(), home=CPU) for _ in range(2))
+    whole.update(inputs, gradients)
+    cut.update(inputs[:, :3], gradients[:, :3])
+    torch.testing.assert_close(whole.result().near, cut.result().near)
+    torch.testing.assert_close(whole.result().pulled, cut.result().pulled)
+
+
+def test_gradients_that_are_not_finite_are_refused_and_not_added():
+    weight, inputs, gradients = problem(0, 3, 2, 4, 6)
+    moments = FisherMoments(weight, torch.zeros(6).double(), home=CPU)
+    moments.update(inputs, gradients)
+    before = moments.result().near.clone()
+    gradients[1, 1, 1] = torch.nan
+    with pytest.raises(ValueError, match="NaN or Inf"):
+        moments.update(inputs, gradients)
+    torch.testing.assert_close(moments.result().near, before)
+
+
+def test_nothing_seen_is_zero():
+    found = FisherMoments(torch.ones(2, 3), torch.zeros(3), home=CPU).result()
+    assert found.energy == 0
+    assert not found.near.any()
+
+
+def test_random_signs_have_the_fishers_covariance():
+    logits = torch.tensor([[2.0, 0.5, -1.0, 0.0]])
+    p = logits.double().softmax(1)[0]
+    many = _fisher_gradient(logits.expand(200_000, 4), torch.Generator().manual_seed(0)).double()
+    expected = torch.diag(p) - torch.outer(p, p)
+    torch.testing.assert_close(many.T @ many / len(many), expected, rtol=0, atol=3e-3)
+    torch.testing.assert_close(many.mean(0), torch.zeros(4).double(), rtol=0, atol=5e-3)
+    torch.testing.assert_close(many.sum(1), torch.zeros(len(many)).double(), rtol=0, atol=1e-5)
+
+
+def test_random_signs_have_the_fishers_covariance_exactly_over_all_signs():
+    p = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
+    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0]).double()] * 3)
+    u = p.sqrt() * signs - p * (p.sqrt() * signs).sum(1, keepdim=True)
+    torch.testing.assert_close(u.T @ u / len(u), torch.diag(p) - torch.outer(p, p))
