@@ -47,7 +47,7 @@ def test_shares_that_can_never_work(text):
 
 
 def test_unknown_kind_names_the_nearest():
-    with pytest.raises(UnknownNameError, match="Unknown budget 'layer'. Did you mean 'layers'"):
+    with pytest.raises(UnknownNameError, match=r"Unknown budget 'layer'\. Did you mean 'layers'"):
         parse_budget("layer=50%")
 
 

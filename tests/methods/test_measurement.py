@@ -1,0 +1,76 @@
+"""What is known before ranks are chosen, and how choices are judged."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from compressor.evaluation.loop import evaluate, kl_divergence
+from compressor.methods.measurement import Measurement, default_device, hold_out
+from compressor.methods.recipe import Recipe
+from compressor.stages import measure
+from tests.contract.small_models import build
+from tests.methods.measured import measured, trained
+
+
+@pytest.mark.parametrize("count", range(1, 10))
+def test_every_fourth_batch_is_held_out(count):
+    rest, held = hold_out((object(), None) for _ in range(count))
+    assert len(rest) + len(held or []) == count
+    assert (held is None) == (count < 4)
+    assert len(held or []) == count // 4
+    assert not {id(x) for x, _ in rest} & {id(x) for x, _ in held or []}
+
+
+def test_statistics_never_saw_the_selection_data():
+    found = measured()
+    seen = torch.cat([labels for _, labels in found.calibration])
+    assert torch.equal(found.statistics.labels, seen)
+    assert len(seen) == 6 * 16
+    assert sum(len(labels) for _, labels in found.selection) == 2 * 16
+
+
+def test_judged_by_kl_on_the_selection_data():
+    found = measured()
+    made, recipe = found.factorized({"a": 3, "b": 3}, Recipe())
+    assert recipe.norm_correction is False  # there is no BatchNorm
+    dense, small = (evaluate(model, found.selection) for model in (trained(), made))
+    assert found.divergence(made) == pytest.approx(kl_divergence(dense.logits, small.logits))
+    assert found.divergence(trained()) == 0.0
+    assert found.judge(made).accuracy == small.accuracy
+
+
+def cnn_measurement(selection: bool) -> Measurement:
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        (torch.randn(6, 3, 16, 16, generator=generator), torch.arange(6) % 5)
+        for _ in range(4 if selection else 3)
+    ]
+    return measure(build("cnn"), batches, method="whitened")
+
+
+def test_norm_correction_is_chosen_on_selection_data():
+    found = cnn_measurement(selection=True)
+    ranks = {"first": 3, "second": 4}
+    made, recipe = found.factorized(ranks, Recipe())
+    plain, off = found.factorized(ranks, Recipe(norm_correction=False))
+    corrected, on = found.factorized(ranks, Recipe(norm_correction=True))
+    assert (off.norm_correction, on.norm_correction) == (False, True)
+    assert torch.equal(plain.norm.running_mean, found.model.norm.running_mean)
+    assert not torch.equal(corrected.norm.running_mean, found.model.norm.running_mean)
+    best = min(found.divergence(plain), found.divergence(corrected))
+    assert found.divergence(made) == best
+    assert recipe.norm_correction == (found.divergence(corrected) <= found.divergence(plain))
+
+
+def test_norms_are_corrected_where_nothing_can_judge():
+    found = cnn_measurement(selection=False)
+    assert found.selection is None
+    assert found.factorized({"second": 4}, Recipe())[1].norm_correction is True
+    with pytest.raises(ValueError, match="no selection data"):
+        found.judge(found.model)
+
+
+def test_default_device():
+    assert default_device(torch.nn.ReLU()) == torch.device("cpu")
+    assert default_device(torch.nn.Linear(2, 2, device="meta")).type == "meta"
