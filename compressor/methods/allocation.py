@@ -143,7 +143,7 @@ def exact(layers: Mapping[str, Options], weights: float) -> dict[str, int]:
     """Minimise the summed losses exactly, as a mixed-integer program solved by SciPy's HiGHS.
 
     Raises:
-        RuntimeError: If the solver ends without an optimum.
+        RuntimeError: If the solver ends without an optimum within the budget.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import block_diag, csr_array, vstack
@@ -171,6 +171,13 @@ def exact(layers: Mapping[str, Options], weights: float) -> dict[str, int]:
         stop = start + len(layers[name].ranks)
         ranks[name] = int(layers[name].ranks[int(np.argmax(result.x[start:stop]))])
         start = stop
+    kept = sum(
+        option.costs[int(np.searchsorted(option.ranks, ranks[name]))]
+        for name, option in layers.items()
+    )
+    if kept > weights:
+        # The solver holds constraints to within a tolerance, which many weights may exceed by one.
+        return exact(layers, weights - (kept - weights))
     return ranks
 
 
