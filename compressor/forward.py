@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
@@ -32,7 +32,7 @@ class Forward:
     """
 
     classes: Tensor | None = None
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def __call__(self, model: nn.Module, inputs: Inputs) -> Tensor:
         """Return the logits [B, C] of one batch.
@@ -42,10 +42,6 @@ class Forward:
         """
         logits = logits_of(call(model, to_device(inputs, self.device)))
         return logits if self.classes is None else logits[:, self.classes.to(logits.device)]
-
-    def on(self, device: torch.device) -> Forward:
-        """Return the same forward on another device."""
-        return replace(self, device=device)
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
@@ -69,9 +65,11 @@ def logits_of(output: Any) -> Tensor:
     if isinstance(logits, (tuple, list)):
         logits = logits[0]
     if not isinstance(logits, Tensor) or logits.ndim != 2:
-        found = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(
-            logits
-        ).__name__
+        found = (
+            f"a tensor of shape {tuple(logits.shape)}"
+            if isinstance(logits, Tensor)
+            else type(logits).__name__
+        )
         raise ModelError(
             f"The model's output holds no class logits: expected a tensor [batch, classes], found "
             f"{found}. Wrap the model so that it returns its logits."

@@ -25,6 +25,14 @@ from compressor.layers.candidates import Candidate, Candidates
 from compressor.layers.kinds import LAYER_KINDS, LayerKind
 from compressor.progress import SILENT, Progress
 
+TEMPERATURE = 2.0
+"""Softens the predictions that the Fisher is taken of.
+
+Calibration data is mostly data the model was trained on, of which it is surer than of any other: a
+few samples would then make up all of the Fisher. On MiniLM/R52 the KL on test data falls by a sixth
+to a third against temperature 1.
+"""
+
 CENTRING_BATCHES = 4
 """Batches that the mean input, by which the Fisher's rows are centred, is taken from."""
 
@@ -185,7 +193,7 @@ def _loss_moments(
 
 def _fisher_gradient(logits: Tensor, generator: torch.Generator) -> Tensor:
     """Return a random gradient at the logits [B, C] whose covariance is the Fisher's."""
-    probabilities = logits.detach().float().softmax(1)
+    probabilities = (logits.detach().float() / TEMPERATURE).softmax(1)
     signs = torch.randint(0, 2, logits.shape, generator=generator).to(probabilities) * 2 - 1
     roots = probabilities.sqrt()
     return roots * signs - probabilities * (roots * signs).sum(1, keepdim=True)

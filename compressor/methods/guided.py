@@ -70,6 +70,8 @@ class Guided:
                 guided=recipe.guided,
                 chosen=False,
             )
+            if all(choice.kl < other.kl for other, _ in tried):
+                measurement.keep(ranks, recipe, model)
             tried.append((choice, Decision(ranks, recipe)))
         best = min(range(len(tried)), key=lambda i: (tried[i][0].kl, -(tried[i][0].accuracy or 0)))
         selection = tuple(

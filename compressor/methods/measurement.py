@@ -15,7 +15,7 @@ from compressor.forward import Batches, Forward
 from compressor.layers.candidates import Candidates
 from compressor.methods.factorize import Decompositions, factorized
 from compressor.methods.metrics import Needs
-from compressor.methods.norms import corrected_norms, has_batch_norms
+from compressor.methods.norms import NormInputs, corrected_norms, has_batch_norms, norm_inputs
 from compressor.methods.recipe import Recipe
 from compressor.progress import SILENT, Progress
 
@@ -43,6 +43,12 @@ class Measurement:
     forward: Forward
     gradients: bool
     seed: int
+    _kept: dict[str, nn.Module] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def dense_norm_inputs(self) -> NormInputs:
+        """Moments of the dense model's BatchNorm inputs, that corrections are relative to."""
+        return norm_inputs(self.model, self.calibration, forward=self.forward)
 
     @cached_property
     def decompositions(self) -> Decompositions:
@@ -83,17 +89,25 @@ class Measurement:
         Where the recipe leaves the BatchNorm correction open, held-out data decides; without such
         data it is made.
         """
+        made = self._kept.pop(_key(ranks, recipe), None)
+        if made is not None:
+            return made, recipe
         plain = factorized(self.model, self.candidates.layers, ranks, recipe, self.decompositions)
         if recipe.norm_correction is False or not has_batch_norms(self.model):
             return plain, recipe.model_copy(update={"norm_correction": False})
         corrected = corrected_norms(
-            self.model, plain, self.calibration, forward=self.forward, progress=progress
+            plain, self.dense_norm_inputs, forward=self.forward, progress=progress
         )
         better = True
         if recipe.norm_correction is None and self.selection is not None:
             better = self.divergence(corrected) <= self.divergence(plain)
         chosen = corrected if better else plain
         return chosen, recipe.model_copy(update={"norm_correction": better})
+
+    def keep(self, ranks: dict[str, int], recipe: Recipe, made: nn.Module) -> None:
+        """Keep a model that was made to be judged, for the one call that will ask for it again."""
+        self._kept.clear()
+        self._kept[_key(ranks, recipe)] = made
 
     def divergence(self, compressed: nn.Module) -> float:
         """Return the mean KL from the dense model on the selection data, in nats."""
@@ -115,6 +129,10 @@ class Measurement:
             forward=self.forward,
             dense_logits=self.dense_selection_logits,
         )
+
+
+def _key(ranks: dict[str, int], recipe: Recipe) -> str:
+    return f"{sorted(ranks.items())} {recipe.model_dump_json()}"
 
 
 def hold_out(batches: Batches, *, every: int = 4) -> tuple[Batches, Batches | None]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from compressor.forward import Batches, Forward
+from compressor.forward import Batches, Forward, Inputs, batch_length
 from compressor.layers.surgery import structural_copy
 from compressor.progress import SILENT, Progress
 
@@ -18,6 +19,19 @@ _SMALLEST_VARIANCE = 1e-12
 Moments = tuple[Tensor, Tensor]
 """Mean [c] and variance [c] of each channel."""
 
+NORM_SAMPLES = 256
+"""Samples that corrections are averaged over; each has many positions."""
+
+
+class NormBatch(NamedTuple):
+    """One batch, and the moments of each BatchNorm layer's inputs on it, one for each call."""
+
+    inputs: Inputs
+    moments: dict[str, list[Moments]]
+
+
+NormInputs = tuple[NormBatch, ...]
+
 Hook = Callable[[nn.Module, tuple[Tensor, ...]], None]
 
 
@@ -26,14 +40,53 @@ def has_batch_norms(model: nn.Module) -> bool:
     return bool(_norms(model))
 
 
-def corrected_norms(
+def norm_inputs(
     dense: nn.Module,
-    compressed: nn.Module,
     batches: Batches,
     *,
     forward: Forward,
+    samples: int = NORM_SAMPLES,
+) -> NormInputs:
+    """Return the moments of every BatchNorm layer's input in the dense model, batch by batch.
+
+    Args:
+        dense: The dense model; it is run in eval mode, and nothing of it is touched.
+        batches: Calibration batches.
+        forward: How to call the model.
+        samples: Whole batches are taken until this many samples are reached.
+    """
+    dense = structural_copy(dense).eval()
+    found: list[NormBatch] = []
+
+    def remember(name: str) -> Hook:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            del module
+            found[-1].moments[name].append(_moments(args[0]))
+
+        return hook
+
+    handles = [m.register_forward_pre_hook(remember(n)) for n, m in _norms(dense).items()]
+    seen = 0
+    try:
+        with torch.inference_mode():
+            for inputs, _ in batches:
+                found.append(NormBatch(inputs, defaultdict(list)))
+                forward(dense, inputs)
+                seen += batch_length(inputs)
+                if seen >= samples:
+                    break
+    finally:
+        for handle in handles:
+            handle.remove()
+    return tuple(found)
+
+
+def corrected_norms(
+    compressed: nn.Module,
+    reference: NormInputs,
+    *,
+    forward: Forward,
     progress: Progress = SILENT,
-    total: int | None = None,
 ) -> nn.Module:
     """Return a copy of ``compressed`` with BatchNorm statistics moved as its inputs have moved.
 
@@ -46,34 +99,25 @@ def corrected_norms(
     runs, with the mean of the corrections over the batches so far.
 
     Args:
-        dense: The dense model; it is run in eval mode, and nothing of it is touched.
         compressed: The factorized model; its own statistics are not touched.
-        batches: Calibration batches.
-        forward: How to call both models.
+        reference: From `norm_inputs`, of the dense model.
+        forward: How to call the model.
         progress: Told of each batch.
-        total: Number of batches.
     """
-    dense, corrected = structural_copy(dense).eval(), structural_copy(compressed).eval()
+    corrected = structural_copy(compressed).eval()
     norms = _norms(corrected)
     original = {name: _statistics(module) for name, module in norms.items()}
     for module in norms.values():
         for name in ("running_mean", "running_var"):
             setattr(module, name, getattr(module, name).clone())
-    seen: dict[str, list[Moments]] = defaultdict(list)  # one for each call of a layer
+    expected: dict[str, list[Moments]] = {}
     shifts: dict[str, list[Tensor]] = defaultdict(list)
     ratios: dict[str, list[Tensor]] = defaultdict(list)
-
-    def remember(name: str) -> Hook:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            del module
-            seen[name].append(_moments(args[0]))
-
-        return hook
 
     def correct(name: str) -> Hook:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             mean, variance = _moments(args[0])
-            dense_mean, dense_variance = seen[name].pop(0)
+            dense_mean, dense_variance = expected[name].pop(0)
             shifts[name].append(mean - dense_mean)
             ratios[name].append(
                 variance.clamp_min(_SMALLEST_VARIANCE)
@@ -83,16 +127,16 @@ def corrected_norms(
 
         return hook
 
-    dense_hooks = [m.register_forward_pre_hook(remember(n)) for n, m in _norms(dense).items()]
-    hooks = [m.register_forward_pre_hook(correct(n)) for n, m in norms.items()]
+    handles = [m.register_forward_pre_hook(correct(n)) for n, m in norms.items()]
     try:
         with torch.inference_mode():
-            for inputs, _ in progress.track(batches, description="correct norms", total=total):
-                seen.clear()
-                forward(dense, inputs)
-                forward(corrected, inputs)
+            for batch in progress.track(
+                reference, description="correct norms", total=len(reference)
+            ):
+                expected = {name: list(calls) for name, calls in batch.moments.items()}
+                forward(corrected, batch.inputs)
     finally:
-        for handle in (*dense_hooks, *hooks):
+        for handle in handles:
             handle.remove()
     return corrected
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.collapse.capture import capture
+from compressor.collapse.capture import TEMPERATURE, capture
 from compressor.errors import DataError, LayerError
 from compressor.forward import Forward
 from compressor.layers.candidates import find_candidates
@@ -90,7 +90,7 @@ def sample_gradients(model, name, batches, seed):
     for x, _ in batches:
         with torch.no_grad():
             logits = model(x)
-        p = logits.float().softmax(1)
+        p = (logits.float() / TEMPERATURE).softmax(1)
         signs = torch.randint(0, 2, logits.shape, generator=generator).to(p) * 2 - 1
         u = p.sqrt() * signs - p * (p.sqrt() * signs).sum(1, keepdim=True)
         weight = model.get_submodule(name).weight
@@ -356,7 +356,7 @@ def test_labels_and_batches_that_do_not_fit():
 def test_denormal_gradients_are_scaled():
     model = model_of(BODIES["plain"], a=linear(), b=linear()).float()
     with torch.no_grad():
-        model.head.bias[0] = 60.0  # so sure that squares of gradients underflow in float32
+        model.head.bias[0] = 60.0 * TEMPERATURE  # so sure that squares of gradients underflow in float32
     batches = [(x.float(), y) for x, y in batches_of()]
     fisher = run(model, batches, gradients=True).layers["a"].fisher
     assert 0 < fisher.energy < 1e-15

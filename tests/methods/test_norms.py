@@ -8,7 +8,7 @@ from torch import nn
 
 from compressor.forward import Forward
 from compressor.layers.surgery import structural_copy
-from compressor.methods.norms import corrected_norms, has_batch_norms
+from compressor.methods.norms import corrected_norms, has_batch_norms, norm_inputs
 
 
 class Cnn(nn.Module):
@@ -66,7 +66,9 @@ def moments_before(model, name, x):
 def test_is_relative_to_the_dense_model(models):
     dense, compressed = models
     batches = batches_of(3)
-    found = corrected_norms(dense, compressed, batches, forward=Forward())
+    found = corrected_norms(
+        compressed, norm_inputs(dense, batches, forward=Forward()), forward=Forward()
+    )
     shifts, ratios = [], []
     for x, _ in batches:
         (mean0, var0), (mean1, var1) = (
@@ -83,7 +85,9 @@ def test_is_relative_to_the_dense_model(models):
 def test_later_layers_see_the_correction_of_earlier_ones(models):
     dense, compressed = models
     batches = batches_of(1)
-    found = corrected_norms(dense, compressed, batches, forward=Forward())
+    found = corrected_norms(
+        compressed, norm_inputs(dense, batches, forward=Forward()), forward=Forward()
+    )
     once = structural_copy(found)
     once.norm2 = structural_copy(compressed.norm2)  # the first norm corrected, the second not
     if dense.twice:
@@ -98,7 +102,9 @@ def test_later_layers_see_the_correction_of_earlier_ones(models):
 def test_identical_models_are_left_identical(models):
     dense, _ = models
     same = structural_copy(dense)
-    found = corrected_norms(dense, same, batches_of(3), forward=Forward())
+    found = corrected_norms(
+        same, norm_inputs(dense, batches_of(3), forward=Forward()), forward=Forward()
+    )
     for key, value in found.state_dict().items():
         assert torch.equal(value, dense.state_dict()[key]), key
 
@@ -109,7 +115,9 @@ def test_neither_model_is_touched(models, training):
     for model in models:
         model.train(training)
     before = [{k: v.clone() for k, v in model.state_dict().items()} for model in models]
-    found = corrected_norms(dense, compressed, batches_of(2), forward=Forward())
+    found = corrected_norms(
+        compressed, norm_inputs(dense, batches_of(2), forward=Forward()), forward=Forward()
+    )
     for model, state in zip(models, before, strict=True):
         assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
         assert not any(module._forward_pre_hooks for module in model.modules())
@@ -133,7 +141,9 @@ def test_a_scaled_and_shifted_convolution_is_taken_back():
     with torch.no_grad():
         compressed.first.weight.copy_(3 * dense.first.weight)
         compressed.first.bias.copy_(3 * dense.first.bias + 1)
-        found = corrected_norms(dense, compressed, [(x, None)], forward=Forward())
+        found = corrected_norms(
+            compressed, norm_inputs(dense, [(x, None)], forward=Forward()), forward=Forward()
+        )
         torch.testing.assert_close(found(x), dense(x), rtol=1e-3, atol=1e-3)
         assert (compressed(x) - dense(x)).abs().max() > 0.1
 

@@ -43,5 +43,6 @@ def decided(
     measurement: Measurement, ranks: dict[str, int], recipe: Recipe, *, progress: Progress
 ) -> Decision:
     """Return the decision for ranks, with the BatchNorm correction settled on held-out data."""
-    _, settled = measurement.factorized(ranks, recipe, progress=progress)
+    made, settled = measurement.factorized(ranks, recipe, progress=progress)
+    measurement.keep(ranks, settled, made)
     return Decision(ranks, settled)
