@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -81,6 +82,9 @@ class Run:
         self._dense = DenseCache()
         self._start = time.perf_counter()
         self._passed = self.finished = 0
+        self._cell_seconds = 0.0
+        self._measure_seconds: list[float] = []
+        self._unmeasured = len(options.seeds) * len(options.workloads)
 
     def all(self) -> None:
         """Run every cell, whole seeds one after the other."""
@@ -93,10 +97,12 @@ class Run:
 
     def _workload(self, workload: Workload, settings: Settings, seed: int) -> None:
         _tell(f"{workload.name}, seed {seed}: load")
+        self._unmeasured -= 1
         try:
             prepared = Prepared(settings, seed=seed, dense=self._dense)
         except CompressorError as refusal:
             _tell(f"{workload.name} is skipped: {refusal}")
+            self._passed += len(workload.budgets) * len(self._options.arms)
             return
         todo = []
         for budget in workload.budgets:
@@ -119,9 +125,15 @@ class Run:
             _tell(f"{workload.name}, seed {seed}: every cell is finished")
             return
         _tell(f"{workload.name}, seed {seed}: measure for {len(todo)} cells")
-        measurement = prepared.measured({arm.needs for _, arm in todo})
+        try:
+            measurement = prepared.measured({arm.needs for _, arm in todo})
+        except CompressorError as refusal:
+            _tell(f"{workload.name} is skipped, for it cannot be measured: {refusal}")
+            self._passed += len(todo)
+            return
         for needs, cost in prepared.passes.items():
             _tell(f"{workload.name}, seed {seed}: {needs} pass {cost.seconds:.1f} s")
+        self._measure_seconds.append(sum(cost.seconds for cost in prepared.passes.values()))
         for cell, arm in todo:
             if self._out_of_time():
                 return
@@ -146,19 +158,22 @@ class Run:
             )
             self._passed += 1
             self.finished += 1
+            took = time.perf_counter() - start
+            self._cell_seconds += took
             found = error or (
                 "" if figures is None else f"KL {figures.kl:.4g}, agreement {figures.agreement:.3f}"
             )
             _tell(
                 f"[{self._passed}/{self._options.cells}] {cell.workload} {cell.budget} "
-                f"{cell.method}, seed {seed}: {found} ({time.perf_counter() - start:.0f} s; "
+                f"{cell.method}, seed {seed}: {found} ({took:.0f} s; "
                 f"{self._left()} left)"
             )
 
     def _left(self) -> str:
-        """Return the time that the cells not passed yet will take at the pace so far."""
-        spent = time.perf_counter() - self._start
-        minutes = spent / max(self.finished, 1) * (self._options.cells - self._passed) / 60
+        """Return how long the cells not passed yet will take at the pace so far."""
+        cells = self._cell_seconds / self.finished * (self._options.cells - self._passed)
+        passes = median(self._measure_seconds) * self._unmeasured
+        minutes = (cells + passes) / 60
         return f"about {minutes:.0f} min" if minutes >= 1 else "less than a minute"
 
     def _out_of_time(self) -> bool:
