@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from compressor.checkpoint.card import model_card
@@ -21,10 +19,18 @@ from compressor.checkpoint.save import (
     write_file,
 )
 from compressor.checkpoint.storage import round_to_storage_
-from compressor.data import LabelledData, Split, load_data
+from compressor.data import load_data
 from compressor.errors import DataError
-from compressor.evaluation.flops import count_flops
 from compressor.evaluation.loop import Evaluation, evaluate
+from compressor.figures import (
+    Loaded,
+    data_figures,
+    flops,
+    left_dense,
+    model_figures,
+    parameters,
+    versions,
+)
 from compressor.forward import Forward
 from compressor.inspection import inspect_model
 from compressor.measuring import measured_layers
@@ -37,22 +43,13 @@ from compressor.models import LoadedModel, load_model
 from compressor.progress import Progress
 from compressor.saving import lowrank_config
 from compressor.schema import (
-    DataFigures,
-    DenseLayer,
     EvaluationReport,
     MeasurementReport,
-    ModelFigures,
     PlanReport,
     Report,
-    SplitFigures,
 )
 from compressor.settings import CompressSettings, DataSettings, MethodSettings, ModelSettings
 from compressor.stages import factorize, measure, plan
-
-DEFAULT_LENGTH = 128
-"""Tokens at which FLOPs of text models are counted where --max-length does not say."""
-
-REPORTED_PACKAGES = ("compressor", "torch", "transformers", "timm", "safetensors", "numpy")
 
 
 @dataclass
@@ -70,20 +67,6 @@ class Stopwatch:
         finally:
             spent = time.perf_counter() - start
             self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 3)
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model and the data it runs on."""
-
-    model: LoadedModel
-    data: LabelledData
-    forward: Forward
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a person should know about how either was read."""
-        return (*self.model.notes, *self.data.notes)
 
 
 def measure_model(
@@ -111,11 +94,11 @@ def measure_model(
         model=model.model,
         framework=loaded.model.framework,
         seed=seed,
-        data=_data_figures(loaded.data),
+        data=data_figures(loaded.data),
         labels="clusters" if found.statistics.clustered else "given",
-        versions=_versions(),
+        versions=versions(),
         layers=layers,
-        left_dense=_left_dense(found),
+        left_dense=left_dense(found),
         notes=loaded.notes,
         seconds=watch.seconds,
     )
@@ -157,7 +140,7 @@ def plan_model(
         layer_share=kept / dense,
         parameter_share=(total - dense + kept) / total,
         layers=layer_figures(found, made.ranks),
-        left_dense=_left_dense(found),
+        left_dense=left_dense(found),
         selection=made.selection,
         notes=loaded.notes,
     )
@@ -236,9 +219,9 @@ def evaluate_model(
         sha256=loaded.data.test.sha256,
         model=model.model,
         framework=loaded.model.framework,
-        parameters=_parameters(loaded.model.module),
+        parameters=parameters(loaded.model.module),
         bytes=loaded.model.bytes_on_disk,
-        flops=_flops(loaded),
+        flops=flops(loaded),
         seconds=watch.seconds["evaluate"],
         notes=loaded.notes,
     )
@@ -337,14 +320,14 @@ def _report(
         device=str(loaded.forward.device),
         command=settings.command,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        versions=_versions(),
-        data=_data_figures(loaded.data),
-        dense=_model_figures(
+        versions=versions(),
+        data=data_figures(loaded.data),
+        dense=model_figures(
             loaded, dense, found.candidates.layer_parameters, loaded.model.bytes_on_disk
         ),
-        compressed=_model_figures(replace(loaded, model=compressed), after, kept, None),
+        compressed=model_figures(replace(loaded, model=compressed), after, kept, None),
         layers=layers,
-        left_dense=_left_dense(found),
+        left_dense=left_dense(found),
         selection=made.selection,
         norm_correction=made.recipe.norm_correction,
         seconds=watch.seconds,
@@ -385,66 +368,6 @@ def _save(
 def _auto_class(model: LoadedModel) -> str:
     kind = "Image" if model.modality == "image" else "Sequence"
     return f"AutoModelFor{kind}Classification"
-
-
-def _model_figures(
-    loaded: Loaded, found: Evaluation, layer_parameters: int, size: int | None
-) -> ModelFigures:
-    return ModelFigures(
-        accuracy=found.accuracy,
-        loss=found.loss,
-        parameters=_parameters(loaded.model.module),
-        layer_parameters=layer_parameters,
-        bytes=size,
-        flops=_flops(loaded),
-        kl_to_dense=found.kl_to_dense,
-        agreement=found.agreement,
-    )
-
-
-def _flops(loaded: Loaded) -> int:
-    inputs, _ = next(iter(loaded.data.test))
-    first = loaded.model.example_inputs(batch_size=1, length=_length(inputs))
-    return count_flops(loaded.model.module, first)[0]
-
-
-def _length(inputs: object) -> int:
-    ids = inputs.get("input_ids") if isinstance(inputs, dict) else None
-    return int(ids.shape[1]) if isinstance(ids, torch.Tensor) else DEFAULT_LENGTH
-
-
-def _parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
-def _data_figures(data: LabelledData) -> DataFigures:
-    def figures(split: Split) -> SplitFigures:
-        return SplitFigures(samples=len(split), sha256=split.sha256)
-
-    return DataFigures(
-        reference=data.reference,
-        classes=len(data.class_names),
-        calibration=figures(data.calibration),
-        selection=figures(data.selection),
-        test=figures(data.test),
-        notes=data.notes,
-    )
-
-
-def _left_dense(found: Measurement) -> tuple[DenseLayer, ...]:
-    return tuple(
-        DenseLayer(name=name, reason=reason) for name, reason in found.candidates.left_dense.items()
-    )
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in REPORTED_PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
 
 
 __all__ = [

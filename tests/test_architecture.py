@@ -18,7 +18,7 @@ FLOORS = (
     ("collapse",),
     ("methods",),
     ("models", "data", "checkpoint", "evaluation", "hf"),
-    ("stages", "inspection", "measuring", "saving"),
+    ("stages", "inspection", "measuring", "saving", "figures"),
     ("pipeline", "api"),
     ("report",),
     ("demo", "cli", "__main__"),

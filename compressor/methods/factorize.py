@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from compressor.collapse.capture import LayerStatistics
+from compressor.collapse.watch import LayerStatistics
 from compressor.errors import LayerError
 from compressor.layers.candidates import Candidate
 from compressor.layers.kinds import LAYER_KINDS

@@ -8,8 +8,9 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from compressor.collapse.capture import LayerStatistics, Statistics
+from compressor.collapse.capture import Statistics
 from compressor.collapse.metrics import nc1_quotient
+from compressor.collapse.watch import LayerStatistics
 from compressor.evaluation.loop import Evaluation, evaluate
 from compressor.forward import Batches, Forward
 from compressor.layers.candidates import Candidates

@@ -10,10 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from compressor.collapse.capture import LayerStatistics
 from compressor.collapse.fisher import KroneckerFisher
 from compressor.collapse.loss import LossGradient
 from compressor.collapse.metrics import nc1_quotient
+from compressor.collapse.watch import LayerStatistics
 from compressor.methods.decompose import Decomposition, decompose, decompose_on_smaller_side
 from compressor.methods.recipe import Recipe
 from compressor.registry import Registry

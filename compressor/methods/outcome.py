@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from compressor.collapse.capture import LayerStatistics
 from compressor.collapse.metrics import cdnv, energy_bound, nc1, nc1_quotient
 from compressor.collapse.spectra import singular_values
+from compressor.collapse.watch import LayerStatistics
 from compressor.layers.kinds import LAYER_KINDS
 from compressor.layers.lowrank import LOW_RANK_TYPES
 from compressor.methods.decompose import weighted_error

@@ -356,7 +356,9 @@ def test_labels_and_batches_that_do_not_fit():
 def test_denormal_gradients_are_scaled():
     model = model_of(BODIES["plain"], a=linear(), b=linear()).float()
     with torch.no_grad():
-        model.head.bias[0] = 60.0 * TEMPERATURE  # so sure that squares of gradients underflow in float32
+        model.head.bias[0] = (
+            60.0 * TEMPERATURE
+        )  # so sure that squares of gradients underflow in float32
     batches = [(x.float(), y) for x, y in batches_of()]
     fisher = run(model, batches, gradients=True).layers["a"].fisher
     assert 0 < fisher.energy < 1e-15

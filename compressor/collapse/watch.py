@@ -1,0 +1,242 @@
+"""The hooks of one pass over a model, and the accumulators they feed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from compressor.collapse.fisher import FisherMoments, KroneckerFisher
+from compressor.collapse.loss import LossGradient, LossMoments
+from compressor.collapse.moments import ClassMoments
+from compressor.errors import LayerError
+from compressor.forward import Inputs, token_mask
+from compressor.layers.candidates import Candidate, Candidates
+from compressor.layers.kinds import LAYER_KINDS, LayerKind
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """What the pass gathered for one candidate with m outputs and n inputs.
+
+    Args:
+        layer: The candidate.
+        inputs: Class moments of its input rows, scatter [n, n] included; shared by its group.
+        outputs: Class moments of its output rows, without scatter.
+        fisher: The Fisher of its weights in Kronecker form; None without gradients.
+        magnitude: Mean |z| of each input, [n].
+        loss: The calibration loss's gradient in its weights; None where it was not asked for.
+    """
+
+    layer: Candidate
+    inputs: ClassMoments
+    outputs: ClassMoments
+    fisher: KroneckerFisher | None = None
+    magnitude: Tensor | None = None
+    loss: LossGradient | None = None
+
+
+class Watch:
+    """The hooks of one pass and the accumulators they feed."""
+
+    def __init__(
+        self, model: nn.Module, candidates: Candidates, classes: int, device: torch.device
+    ) -> None:
+        self._modules = dict(model.named_modules())
+        self._candidates = candidates
+        # MPS has no float64; its moments are kept on the CPU.
+        self.home = torch.device("cpu") if device.type == "mps" else device
+        self.fisher: dict[str, FisherMoments] = {}
+        self.loss: dict[str, LossMoments] = {}
+        self.gradient_scale = 1.0
+        self._followed: Counter[str] = Counter()
+        self._met: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._groups = {
+            group: ClassMoments(classes, members[0].shape[1], device=self.home)
+            for group, members in candidates.groups().items()
+        }
+        self._outputs = {
+            name: ClassMoments(classes, layer.shape[0], scatter=False, device=self.home)
+            for name, layer in candidates.layers.items()
+        }
+        self._magnitudes = {
+            group: torch.zeros(moments.means.shape[1], dtype=torch.float64, device=self.home)
+            for group, moments in self._groups.items()
+        }
+        self._pooled: dict[str, list[Tensor]] = {group: [] for group in self._groups}
+        self._pooling: dict[str, tuple[Tensor, Tensor]] = {}
+        self._labels = torch.empty(0)
+        self._mask: Tensor | None = None
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Have the hooks on the model inside the block."""
+        handles = [
+            self._modules[name].register_forward_hook(self._hook(layer))
+            for name, layer in self._candidates.layers.items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def begin(self, inputs: Inputs, labels: Tensor) -> None:
+        """Start a batch."""
+        self._labels = labels.to(self.home)
+        self._mask = token_mask(inputs)
+
+    def end(self) -> None:
+        """Finish a batch."""
+        for name in list(self._met):  # not every call had a part in the logits
+            moments = self._sought(name)
+            assert moments is not None
+            self._add(name, moments)
+        self._followed.clear()
+        for group, (total, count) in self._pooling.items():
+            self._pooled[group].append((total / count.clamp_min(1)[:, None]).float().cpu())
+        self._pooling = {}
+
+    def statistics(self) -> dict[str, LayerStatistics]:
+        """Return what was gathered, by layer."""
+        return {
+            name: LayerStatistics(
+                layer=layer,
+                inputs=self._groups[layer.group],
+                outputs=self._outputs[name],
+                fisher=self.fisher[name].result() if name in self.fisher else None,
+                magnitude=self._magnitudes[layer.group] / max(self._groups[layer.group].total, 1.0),
+                loss=self.loss[name].result() if name in self.loss else None,
+            )
+            for name, layer in self._candidates.layers.items()
+        }
+
+    def pooled(self) -> dict[str, Tensor]:
+        """Return the mean row of each sample by group."""
+        return {group: torch.cat(parts) for group, parts in self._pooled.items() if parts}
+
+    def _sought(self, name: str) -> FisherMoments | LossMoments | None:
+        return self.fisher.get(name) or self.loss.get(name)
+
+    def _hook(self, layer: Candidate) -> Callable[..., Any]:
+        kind = LAYER_KINDS.get(layer.kind)
+        leads = layer.group == layer.name
+
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            samples = len(self._labels)
+            rows = kind.rows(module, args[0].detach(), samples)
+            if rows is None:
+                raise LayerError(layer.name, "its input rows do not belong to samples")
+            labels, keep = self._row_labels(rows)
+            out = kind.output_rows(module, output.detach(), samples)
+            try:
+                if leads:
+                    kept = _kept(rows, keep).to(self.home)
+                    self._groups[layer.group].update(kept, labels)
+                    self._magnitudes[layer.group] += kept.abs().sum(0, dtype=torch.float64)
+                    self._pool(layer.group, rows, keep)
+                self._outputs[layer.name].update(_kept(out, keep).to(self.home), labels)
+            except ValueError as error:
+                raise LayerError(layer.name, str(error)) from error
+            moments = self._sought(layer.name)
+            if moments is None:
+                return None
+            return self._follow(
+                layer, kind, moments, module, inputs=args[0].detach(), output=output
+            )
+
+        return hook
+
+    def _follow(
+        self,
+        layer: Candidate,
+        kind: LayerKind,
+        moments: FisherMoments | LossMoments,
+        module: nn.Module,
+        *,
+        inputs: Tensor,
+        output: Any,
+    ) -> Tensor | None:
+        """Have the gradient at the output meet the input rows; return the output to go on with."""
+        if not torch.is_grad_enabled():
+            raise LayerError(
+                layer.name,
+                "the model calls it under torch.no_grad, so its part in the loss is unknown. "
+                "Measure without gradients: --no-gradients, or measure(..., gradients=False).",
+            )
+        samples = len(self._labels)
+        # A copy: what the model later writes into its input in place does no harm.
+        held = inputs.clone()
+        self._followed[layer.name] += 1
+
+        def gradient_hook(gradient: Tensor) -> None:
+            rows = kind.all_rows(module, held, samples)
+            centred = rows - moments.centre.to(rows)
+            keep = self._keep(rows)
+            if keep is not None:
+                centred *= keep[..., None]
+            met = self._met.setdefault(layer.name, [])
+            met.append((centred, kind.all_output_rows(module, gradient, samples).to(centred)))
+            if len(met) == self._followed[layer.name]:
+                self._add(layer.name, moments)
+
+        if output.requires_grad:
+            output.register_hook(gradient_hook)
+            return None
+        # The graph begins here. A copy of the leaf may be overwritten in place by what follows.
+        leaf: Any = output.detach().requires_grad_()
+        leaf.register_hook(gradient_hook)
+        return cast(Tensor, leaf.clone())
+
+    def _add(self, name: str, moments: FisherMoments | LossMoments) -> None:
+        """Add the batch's gradients at a layer, those of all its calls together.
+
+        A sample's gradient in the weights is the sum over the calls, so that their rows are joined.
+        """
+        rows, gradients = zip(*self._met.pop(name), strict=True)
+        try:
+            moments.update(
+                rows[0] if len(rows) == 1 else torch.cat(rows, 1),
+                gradients[0] if len(rows) == 1 else torch.cat(gradients, 1),
+                scale=self.gradient_scale,
+            )
+        except ValueError as error:
+            raise LayerError(name, str(error)) from error
+
+    def _keep(self, rows: Tensor) -> Tensor | None:
+        """Return which of the rows [B, P, n] are real tokens, [B, P]; None: all."""
+        if self._mask is None or self._mask.shape != rows.shape[:2]:
+            return None
+        return self._mask.to(rows.device) != 0
+
+    def _row_labels(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the label of each kept row, and the index of kept rows in [B·P] (None: all)."""
+        labels = self._labels[:, None].expand(rows.shape[:2]).reshape(-1)
+        keep = self._keep(rows)
+        if keep is None or bool(keep.all()):
+            return labels, None
+        index = torch.nonzero(keep.reshape(-1)).flatten()
+        return labels[index.to(labels.device)], index
+
+    def _pool(self, group: str, rows: Tensor, keep: Tensor | None) -> None:
+        mask = None if keep is None else self._keep(rows)
+        if mask is None:
+            total, count = rows.sum(1), rows.new_full((rows.shape[0],), float(rows.shape[1]))
+        else:
+            weight = mask.to(rows)
+            total, count = (weight[:, None] @ rows).squeeze(1), weight.sum(1)
+        before = self._pooling.get(group)
+        if before is not None:  # a layer called several times in one forward
+            total, count = total + before[0], count + before[1]
+        self._pooling[group] = (total, count)
+
+
+def _kept(rows: Tensor, index: Tensor | None) -> Tensor:
+    """Return the kept rows [N, n] of [B, P, n]."""
+    flat = rows.reshape(-1, rows.shape[-1])
+    return flat if index is None else flat.index_select(0, index)
