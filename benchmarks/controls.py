@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from compressor.collapse.capture import LayerStatistics, Statistics
+from compressor.collapse.capture import Statistics
 from compressor.collapse.metrics import nc1_quotient
 from compressor.collapse.moments import ClassMoments
+from compressor.collapse.watch import LayerStatistics
 from compressor.forward import Batch, Batches
 from compressor.methods.factorize import Decompositions
 from compressor.methods.measurement import Measurement

@@ -23,7 +23,8 @@ from benchmarks.resources import Cost, metered
 from benchmarks.results import Figures, hash_of
 from benchmarks.workloads import Settings
 from compressor.checkpoint.storage import round_to_storage_
-from compressor.collapse.capture import LayerStatistics, Statistics
+from compressor.collapse.capture import Statistics
+from compressor.collapse.watch import LayerStatistics
 from compressor.data import load_data
 from compressor.evaluation.loop import Evaluation, evaluate
 from compressor.forward import Forward
