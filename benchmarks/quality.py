@@ -202,22 +202,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line says; return how many cells were run."""
     parser = _parser()
     given = parser.parse_args(arguments)
-    try:
-        options = _options(given)
-    except CompressorError as error:
-        parser.error(str(error))
     if given.threads:
         torch.set_num_threads(given.threads)
     results = Results(given.out / "results.jsonl", any_code=given.any_code)
     for note in results.notes:
         _tell(note)
-    run = Run(options, results)
+    finished = 0
     if not given.report:
+        try:
+            options = _options(given)
+        except CompressorError as error:
+            parser.error(str(error))
         _tell(f"{options.cells} cells: {len(options.arms)} methods, {len(options.seeds)} seeds")
+        run = Run(options, results)
         run.all()
+        finished = run.finished
     write(given.out, results)
-    _tell(f"{run.finished} cells were run; see {given.out}")
-    return run.finished
+    _tell(f"{finished} cells were run; see {given.out}")
+    return finished
 
 
 def _options(given: argparse.Namespace) -> Options:

@@ -250,6 +250,9 @@ def test_memory_is_the_peak_and_not_what_is_left():
         length = len(b"\1" * (64 * 2**20))
     assert cost.seconds > 0
     assert cost.memory is None or cost.memory >= 0.9 * length
+    with metered() as nothing:
+        pass
+    assert nothing.memory is None or nothing.memory < 0.5 * length
 
 
 def test_tables_of_each_form_are_read(tmp_path):
