@@ -25,6 +25,7 @@ GRADIENT_GRID = (
 
 FORWARD_GRID = (
     Recipe(allocation="uniform"),
+    Recipe(metric="second_moment", allocation="uniform"),
     Recipe(layer_weight="relative"),
     Recipe(layer_weight="relative", beta=0.25),
     Recipe(layer_weight="relative", beta=0.5),
