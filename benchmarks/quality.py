@@ -30,7 +30,8 @@ from benchmarks.prepared import DenseCache, Prepared
 from benchmarks.results import Cell, Results, Row, code_version, latest
 from benchmarks.tables import markdown, summaries
 from benchmarks.workloads import WORKLOADS, Settings, Workload, find_paths, places
-from compressor.errors import CompressorError
+from compressor.errors import CompressorError, UsageError
+from compressor.methods.budget import parse_budget
 
 OUT = Path(__file__).parents[1] / "docs" / "benchmarks"
 VERSIONS = ("compressor", "torch", "transformers", "timm", "numpy")
@@ -247,6 +248,15 @@ def _options(given: argparse.Namespace) -> Options:
     )
 
 
+def _budget(text: str) -> str:
+    """Return a budget as written, once it can be read."""
+    try:
+        parse_budget(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
 def _parser() -> argparse.ArgumentParser:
     known = "\n".join(f"  {name}: {meaning}" for name, meaning in places().items())
     parser = argparse.ArgumentParser(
@@ -265,7 +275,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS.names(), metavar="NAME")
     parser.add_argument("--methods", nargs="+", metavar="PATTERN", help="shell-style; default all")
-    parser.add_argument("--budgets", nargs="+", metavar="BUDGET", help="for every workload")
+    parser.add_argument(
+        "--budgets", nargs="+", metavar="BUDGET", type=_budget, help="for every workload"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="default 0 1 2")
     parser.add_argument("--threads", type=int, help="threads that torch computes on")
     parser.add_argument("--minutes", type=float, help="start no cell after this long")

@@ -289,3 +289,10 @@ def test_the_resnet_trains_and_loads(tmp_path):
     loaded = load_model(model)
     assert any(isinstance(part, nn.BatchNorm2d) for part in loaded.module.modules())
     assert loaded.module(loaded.example_inputs(2)).shape == (2, train_resnet.CLASSES)
+
+
+def test_a_budget_that_cannot_be_read_is_refused_before_any_work(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        quality.main(["--quick", "--budgets", "60%", "--out", str(tmp_path / "out")])
+    assert "Expected kind=share" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
