@@ -27,8 +27,8 @@ TEMPERATURE = 2.0
 """Softens the predictions that the Fisher is taken of.
 
 Calibration data is mostly data the model was trained on, of which it is surer than of any other: a
-few samples would then make up all of the Fisher. On MiniLM/R52 the KL on test data falls by a sixth
-to a third against temperature 1.
+few samples would then make up all of the Fisher. On MiniLM/R52 the KL on test data was 12 to 29 %
+lower than at temperature 1.
 """
 
 CENTRING_BATCHES = 4
