@@ -68,6 +68,7 @@ def save_directory(
             texts = extra_files(size) if callable(extra_files) else extra_files
             for name, text in (texts or {}).items():
                 (temporary / name).write_text(text, encoding="utf-8")
+            _open_to_others(temporary)
             _flush(temporary)
             _move_into_place(temporary, directory)
     return _weight_bytes(directory)
@@ -202,6 +203,12 @@ def _sibling(directory: Path) -> Iterator[Path]:
         yield temporary
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _open_to_others(directory: Path) -> None:
+    """Give every file the permissions that a new file gets; some writers let only the owner in."""
+    for path in directory.iterdir():
+        path.chmod(0o666 & ~_umask())
 
 
 def _umask() -> int:

@@ -53,6 +53,8 @@ def test_writes_weights_config_and_extra_files(made: Made, tmp_path: Path) -> No
     assert isinstance(block, Mapping)
     assert block["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert out.stat().st_mode & 0o777 == 0o777 & ~_umask()
+    for file in out.iterdir():
+        assert file.stat().st_mode & 0o777 == 0o666 & ~_umask(), file.name
 
 
 def _umask() -> int:
