@@ -72,7 +72,8 @@ def model_card(report: Report, *, auto_class: str = "AutoModelForSequenceClassif
             "",
             "## Loading",
             "",
-            "```\npip install compressor\n```",
+            "Loading needs the Python package `compressor`; in a copy of its source, "
+            "`pip install .` installs it.",
             "",
             loading,
             "## How it was made",

@@ -63,7 +63,7 @@ def test_card_tells_figures_loading_and_making(framework: str) -> None:
         "600,000",
         "0.0123",
         "1 of 2 candidate layers",
-        "pip install compressor",
+        "pip install .",
         "import compressor",
         "compressor compress some/model --budget layers=50% --out small",
         "mind this",
