@@ -215,8 +215,8 @@ def factorize(
         progress: Told of each step.
 
     Raises:
-        UsageError: If the plan has no measurement, or names layers that the model lacks.
-        LayerError: If a shape or rank does not fit, or a layer cannot be decomposed.
+        UsageError: If the plan has no measurement, or does not fit the model.
+        LayerError: If a layer cannot be decomposed.
     """
     measurement = measurement or plan.measurement
     if measurement is None:

@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from compressor.errors import LayerError, UsageError, did_you_mean
+from compressor.errors import UsageError, did_you_mean
 from compressor.layers.candidates import Candidate, Candidates
 from compressor.methods.measurement import Measurement
 from compressor.methods.recipe import Recipe
@@ -94,8 +94,12 @@ def read_plan(path: Path) -> Plan:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"Cannot read the plan {path}: {error}") from error
+    except FileNotFoundError as error:
+        raise UsageError(f"No such plan: {path}. `compressor plan` writes one.") from error
+    except OSError as error:
+        raise UsageError(f"Cannot read the plan {path}: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"Cannot read the plan {path}: it is not text in UTF-8.") from error
     try:
         return Plan.model_validate(json.loads(text))
     except json.JSONDecodeError as error:
@@ -112,8 +116,8 @@ def check_against(plan: Plan, candidates: Candidates) -> None:
     """Check that a plan fits a model.
 
     Raises:
-        UsageError: If it names a layer that is no candidate of the model.
-        LayerError: If a shape or rank does not fit.
+        UsageError: If it names a layer that is no candidate of the model, or a kind, shape or
+            rank does not fit.
     """
     for name, planned in plan.layers.items():
         layer = candidates.layers.get(name)
@@ -124,16 +128,19 @@ def check_against(plan: Plan, candidates: Candidates) -> None:
                 f"The plan names layer {name!r}, which cannot be factorized in this model."
                 f"{because}{did_you_mean(name, candidates.layers)}"
             )
-        if planned.kind != layer.kind:
-            raise LayerError(name, f"the plan says it is {planned.kind}, the model {layer.kind}")
-        if planned.shape != layer.shape:
-            raise LayerError(
-                name, f"the plan was made for shape {planned.shape}, the model has {layer.shape}"
-            )
-        if planned.rank > layer.full_rank:
-            raise LayerError(
-                name, f"the plan's rank {planned.rank} is above the full rank {layer.full_rank}"
-            )
+        problem = _misfit(planned, layer)
+        if problem is not None:
+            raise UsageError(f"The plan does not fit layer {name!r}: {problem}.")
+
+
+def _misfit(planned: PlannedLayer, layer: Candidate) -> str | None:
+    if planned.kind != layer.kind:
+        return f"its kind is {planned.kind!r} in the plan and {layer.kind!r} in the model"
+    if planned.shape != layer.shape:
+        return f"its shape is {planned.shape} in the plan and {layer.shape} in the model"
+    if planned.rank > layer.full_rank:
+        return f"rank {planned.rank} is above its full rank, {layer.full_rank}"
+    return None
 
 
 def planned_layers(

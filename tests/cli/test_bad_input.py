@@ -460,8 +460,8 @@ QUERY = "bert.encoder.layer.0.attention.self.query"
     [
         (lambda plan: plan["layers"][QUERY].update(rank=0), 2, (QUERY, "rank")),
         (lambda plan: plan["layers"][QUERY].update(rank="many"), 2, (QUERY, "rank")),
-        (lambda plan: plan["layers"][QUERY].update(rank=33), 1, (QUERY, "33", "32")),
-        (lambda plan: plan["layers"][QUERY].update(shape=[8, 8]), 1, (QUERY, "shape")),
+        (lambda plan: plan["layers"][QUERY].update(rank=33), 2, (QUERY, "33", "32")),
+        (lambda plan: plan["layers"][QUERY].update(shape=[8, 8]), 2, (QUERY, "shape")),
         (lambda plan: plan["layers"][QUERY].update(rnk=3), 2, (QUERY, "rnk")),
         (
             lambda plan: plan["layers"].update({QUERY + "s": plan["layers"][QUERY]}),

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from compressor.errors import LayerError, UsageError
+from compressor.errors import UsageError
 from compressor.methods.plan import Plan, check_against, read_plan
 from compressor.stages import factorize, plan
 from tests.methods.measured import measured, trained
@@ -76,13 +76,17 @@ def test_layers_left_out_stay_dense(path):
             UsageError,
             "left dense: classifier head",
         ),
-        (lambda c: c["layers"]["a"].update(shape=[40, 25]), LayerError, r"shape \(40, 25\), the"),
+        (
+            lambda c: c["layers"]["a"].update(shape=[40, 25]),
+            UsageError,
+            r"'a': its shape is \(40, 25\) in the plan and \(40, 24\)",
+        ),
         (
             lambda c: c["layers"]["a"].update(rank=25),
-            LayerError,
-            "rank 25 is above the full rank 24",
+            UsageError,
+            "'a': rank 25 is above its full rank, 24",
         ),
-        (lambda c: c["layers"]["a"].update(kind="conv2d"), LayerError, "says it is conv2d"),
+        (lambda c: c["layers"]["a"].update(kind="conv2d"), UsageError, "'a': its kind is 'conv2d'"),
     ],
 )
 def test_plans_that_do_not_fit_the_model(path, change, error, message):
@@ -106,8 +110,13 @@ def test_files_that_do_not_follow_the_schema(path, change, key):
 
 
 def test_files_that_cannot_be_read(tmp_path):
-    with pytest.raises(UsageError, match="Cannot read the plan"):
+    with pytest.raises(UsageError, match="No such plan"):
         read_plan(tmp_path / "none.json")
+    with pytest.raises(UsageError, match="Cannot read the plan"):
+        read_plan(tmp_path)
+    (tmp_path / "latin.json").write_bytes(b"\xff{}")
+    with pytest.raises(UsageError, match=r"Cannot read the plan .* UTF-8"):
+        read_plan(tmp_path / "latin.json")
     (tmp_path / "broken.json").write_text('{\n"version": 1,,\n}')
     with pytest.raises(UsageError, match=r"not valid JSON: .* in line 2"):
         read_plan(tmp_path / "broken.json")
