@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -19,7 +19,7 @@ from compressor.checkpoint.save import (
     write_file,
 )
 from compressor.checkpoint.storage import round_to_storage_
-from compressor.data import load_data
+from compressor.data import SPLITS, load_data
 from compressor.errors import DataError
 from compressor.evaluation.loop import Evaluation, evaluate
 from compressor.figures import (
@@ -79,10 +79,14 @@ def measure_model(
 ) -> MeasurementReport:
     """Measure collapse and rank of every candidate layer.
 
+    A limit bounds the calibration samples too: there is nothing else that it could bound here.
+
     Raises:
         CompressorError: As `compress_model`.
     """
     watch = Stopwatch()
+    if data.limit is not None:
+        data = data.model_copy(update={"calibration": min(data.calibration, data.limit)})
     loaded = _load(model, data, seed, watch, progress)
     # Collapse needs no gradients, so none are taken whatever the method.
     forward_only = method.model_copy(update={"method": "whitened", "gradients": False})
@@ -204,7 +208,7 @@ def evaluate_model(
         CompressorError: As `compress_model`.
     """
     watch = Stopwatch()
-    loaded = _load(model, data, seed, watch, progress)
+    loaded = _load(model, data, seed, watch, progress, splits=("test",))
     if loaded.data.test.labels is None:
         raise DataError(
             f"{data.data} carries no labels, and accuracy needs them. Name the column with "
@@ -235,13 +239,19 @@ def _check_names(method: MethodSettings) -> None:
 
 
 def _load(
-    model: ModelSettings, data: DataSettings, seed: int, watch: Stopwatch, progress: Progress
+    model: ModelSettings,
+    data: DataSettings,
+    seed: int,
+    watch: Stopwatch,
+    progress: Progress,
+    *,
+    splits: Collection[str] = SPLITS,
 ) -> Loaded:
     with watch.stage("load"):
         found = load_model(model)
         for note in found.notes:
             progress.note(note)
-        labelled = load_data(data, found, seed=seed, progress=progress)
+        labelled = load_data(data, found, seed=seed, splits=splits, progress=progress)
     forward = Forward(classes=labelled.classes, device=default_device(found.module))
     return Loaded(found, labelled, forward)
 

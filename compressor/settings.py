@@ -46,7 +46,7 @@ class DataSettings(BaseModel):
         label_column: Column of the label, where it cannot be told.
         max_length: Longest sequence in tokens.
         calibration: Largest number of calibration samples.
-        limit: Largest number of test samples.
+        limit: Largest number of test samples; of calibration samples too where only `measure` runs.
         batch_size: Samples a batch.
         strict: Refuse unreadable samples instead of skipping them.
     """

@@ -57,6 +57,8 @@ class TerminalProgress:
 
     def track(self, items: Iterable[T], *, description: str, total: int | None) -> Iterator[T]:
         """Yield every item under a bar; afterwards leave one line with the time it took."""
+        if total == 0:
+            return
         started = time.perf_counter()
         task = self._bars.add_task(description, total=total)
         count = 0

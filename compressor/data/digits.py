@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from compressor.data.labelled import DATA_SOURCES, RawSplit
+from compressor.errors import DataError
 from compressor.settings import DataSettings
 
 if TYPE_CHECKING:
@@ -28,15 +29,21 @@ class DigitsSource:
     name = "digits"
 
     def recognises(self, reference: str) -> bool:
-        """Return whether ``reference`` is ``sklearn:digits``."""
-        return reference == REFERENCE
+        """Return whether ``reference`` names a data set of scikit-learn."""
+        return reference.startswith("sklearn:")
 
     def read(self, reference: str, options: DataSettings) -> Mapping[str, RawSplit]:
-        """Return the fixed training and test splits; the options do not change them."""
+        """Return the fixed training and test splits; the options do not change them.
+
+        Raises:
+            DataError: If another data set of scikit-learn is named.
+        """
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 
-        del reference, options
+        del options
+        if reference != REFERENCE:
+            raise DataError(f"{reference} is not read; of scikit-learn's data only {REFERENCE} is.")
         images, labels = load_digits(return_X_y=True)  # [1797, 64] in 0…16, [1797]
         train, test = train_test_split(
             range(len(labels)), test_size=TEST_SAMPLES, random_state=SPLIT_SEED, stratify=labels

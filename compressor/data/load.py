@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from compressor.data.digits import REFERENCE as DIGITS
 from compressor.data.labelled import ASKED_LAST, DATA_SOURCES, DataSource, LabelledData, RawSplit
 from compressor.data.labels import ClassMap, map_labels
 from compressor.data.pictures import ImageReader
@@ -22,9 +24,16 @@ from compressor.models.source import LoadedModel
 from compressor.progress import SILENT, Progress
 from compressor.settings import DataSettings
 
+SPLITS = ("calibration", "selection", "test")
+
 
 def load_data(
-    settings: DataSettings, model: LoadedModel, *, seed: int, progress: Progress = SILENT
+    settings: DataSettings,
+    model: LoadedModel,
+    *,
+    seed: int,
+    splits: Collection[str] = SPLITS,
+    progress: Progress = SILENT,
 ) -> LabelledData:
     """Read, split and map labelled data to a model's classes.
 
@@ -35,6 +44,7 @@ def load_data(
         settings: Which data, and how it is read and split.
         model: The model whose tokenizer or transform, and whose classes, the data is for.
         seed: Seed of every draw.
+        splits: Which splits are read; the others are drawn alike, and come empty.
         progress: Told what is being read.
 
     Raises:
@@ -60,6 +70,7 @@ def load_data(
         raw=raw,
         classes=classes,
         draws=draws,
+        splits=splits,
         notes=notes,
         progress=progress,
     )
@@ -85,7 +96,8 @@ def find_source(reference: str) -> DataSource:
         problem = f"No such data: {reference}.{_nearest(path)}"
     raise DataError(
         f"{problem} Expected class folders of images, a CSV, TSV, JSONL or Parquet file or a "
-        f"directory of them, a directory of datasets.save_to_disk, or a hub data set id."
+        f"directory of them, a directory of datasets.save_to_disk, a hub data set id, or "
+        f"{DIGITS}."
     )
 
 
@@ -174,12 +186,15 @@ def _read_all(
     raw: Mapping[str, RawSplit],
     classes: ClassMap | None,
     draws: Draws,
+    splits: Collection[str],
     notes: list[str],
     progress: Progress,
 ) -> LabelledData:
     read = {}
-    for name in ("calibration", "selection", "test"):
+    for name in SPLITS:
         draw = getattr(draws, name)
+        if name not in splits:
+            draw = replace(draw, indices=draw.indices[:0])
         drawn = Drawn(name, draw, raw[draw.origin], classes.position if classes else {})
         read[name] = reader.read(drawn, progress=progress)
         notes += read[name].notes

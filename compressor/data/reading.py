@@ -50,7 +50,8 @@ class Drawn:
         """Return the classes [N] (int64) at some positions, or None without labels."""
         if self.raw.labels is None:
             return None
-        return torch.tensor([self.position[self.raw.labels[i]] for i in indices])
+        classes = [self.position[self.raw.labels[index]] for index in indices]
+        return torch.tensor(classes, dtype=torch.int64)
 
 
 @dataclass(frozen=True)

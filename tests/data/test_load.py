@@ -28,6 +28,24 @@ def test_a_table_becomes_three_splits_with_the_models_classes(write_table, text_
     assert data.notes == ()
 
 
+def test_splits_that_are_not_asked_for_are_not_read(write_table, text_model, listener):
+    path = write_table("data.csv", ROWS)
+    whole = load(path, text_model())
+    settings = DataSettings(data=str(path))
+    alone = load_data(settings, text_model(), seed=0, splits=("test",), progress=listener)
+    assert (len(alone.calibration), len(alone.selection)) == (0, 0)
+    assert alone.test.sha256 == whole.test.sha256
+    assert alone.test.labels.equal(whole.test.labels)
+    assert list(alone.calibration) == []
+
+
+def test_the_bundled_data_is_named_where_a_reference_is_mistyped(text_model):
+    with pytest.raises(DataError, match="only sklearn:digits is"):
+        load("sklearn:digit", text_model())
+    with pytest.raises(DataError, match=r"a hub data set id, or sklearn:digits"):
+        load("nowhere/at/all.csv", text_model())
+
+
 def test_the_same_seed_gives_the_same_batches(write_table, text_model):
     path = write_table("data.csv", ROWS)
     first, again, other = (load(path, text_model(), seed=seed) for seed in (0, 0, 1))
