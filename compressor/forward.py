@@ -88,10 +88,14 @@ def to_device(inputs: Inputs, device: torch.device) -> Inputs:
 
 def batch_length(inputs: Inputs) -> int:
     """Return the number of samples in a batch."""
+    return len(first_tensor(inputs))
+
+
+def first_tensor(inputs: Inputs) -> Tensor:
+    """Return the tensor itself, or the first of a tuple or dict (input_ids of a text model)."""
     if isinstance(inputs, Tensor):
-        return len(inputs)
-    values = inputs.values() if isinstance(inputs, Mapping) else inputs
-    return len(next(iter(values)))
+        return inputs
+    return next(iter(inputs.values() if isinstance(inputs, Mapping) else inputs))
 
 
 def token_mask(inputs: Inputs) -> Tensor | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from compressor.errors import ModelError
 from compressor.evaluation.flops import count_flops
-from compressor.forward import Inputs
+from compressor.forward import Inputs, first_tensor
 from compressor.layers.candidates import Candidates, find_candidates
 from compressor.methods.budget import smallest
 from compressor.models import LoadedModel, load_model
@@ -92,5 +92,4 @@ def _on_meta(loaded: LoadedModel) -> bool:
 
 
 def _input_size(inputs: Inputs) -> str:
-    shape = inputs["input_ids"].shape if isinstance(inputs, dict) else inputs.shape  # type: ignore[union-attr]
-    return "×".join(str(size) for size in shape)
+    return "×".join(str(size) for size in first_tensor(inputs).shape)

@@ -22,9 +22,11 @@ from compressor.models.weights import (
     hash_files,
     read_header,
     read_state_dict,
+    read_state_dicts,
     refuse_non_finite,
     refuse_quantized,
     size_of,
+    write_state_dict,
 )
 
 
@@ -121,10 +123,8 @@ class ModuleSource:
         max_shard_size: str,
     ) -> None:
         """Write model.safetensors with the names of the state dict."""
-        from huggingface_hub import save_torch_state_dict
-
         del model
-        save_torch_state_dict(dict(state), directory, max_shard_size=max_shard_size)
+        write_state_dict(state, directory, max_shard_size=max_shard_size)
 
     def rebuild(
         self, directory: Path, config: Mapping[str, object], options: ModelOptions
@@ -167,10 +167,7 @@ def rebuild_into(
     files = find_weight_files(directory)
     header = read_header(files)
     install_skeletons(module, lowrank.layers)
-    state: dict[str, Tensor] = {}
-    for path in files:
-        state |= read_state_dict(path)
-    load_exactly(module, state, where=str(directory))
+    load_exactly(module, read_state_dicts(files), where=str(directory))
     refuse_non_finite(module, str(directory))
     names = config.get("class_names")
     return _describe(

@@ -26,10 +26,11 @@ from compressor.models.weights import (
     floating_dtypes,
     hash_files,
     read_header,
-    read_state_dict,
+    read_state_dicts,
     refuse_non_finite,
     refuse_quantized,
     size_of,
+    write_state_dict,
 )
 
 HUB_PREFIXES = ("hf-hub:", "hf_hub:")
@@ -69,9 +70,7 @@ class TimmSource:
         header = read_header(files)
         refuse_quantized(header, str(files[0]))
         module = _build(reference, config, options, header)
-        state: dict[str, Tensor] = {}
-        for path in files:
-            state |= read_state_dict(path)
+        state = read_state_dicts(files)
         foreign = options.checkpoint is not None
         notes = load_exactly(module, state, where=str(files[0]), by_position=foreign)
         dtypes = floating_dtypes(header)
@@ -89,8 +88,8 @@ class TimmSource:
 
     def skeleton(self, reference: str, options: ModelOptions) -> LoadedModel:
         """Build the model's shapes on the meta device; of a checkpoint only the header is read."""
-        _, config = _locate(reference, weights=False)
-        files = (options.checkpoint,) if options.checkpoint else ()
+        directory, config = _locate(reference, weights=False)
+        files = (options.checkpoint,) if options.checkpoint else _lying_in(directory)
         header = read_header(files)
         with torch.device("meta"):
             module = _build(reference, config, options, header)
@@ -141,10 +140,8 @@ class TimmSource:
         max_shard_size: str,
     ) -> None:
         """Write model.safetensors with the names of the state dict."""
-        from huggingface_hub import save_torch_state_dict
-
         del model
-        save_torch_state_dict(dict(state), directory, max_shard_size=max_shard_size)
+        write_state_dict(state, directory, max_shard_size=max_shard_size)
 
     def rebuild(
         self, directory: Path, config: Mapping[str, object], options: ModelOptions
@@ -157,10 +154,7 @@ class TimmSource:
         header = read_header(files)
         module = _build(str(directory), config, options, {})
         install_skeletons(module, lowrank.layers)
-        state: dict[str, Tensor] = {}
-        for path in files:
-            state |= read_state_dict(path)
-        load_exactly(module, state, where=str(directory))
+        load_exactly(module, read_state_dicts(files), where=str(directory))
         refuse_non_finite(module, str(directory))
         return _describe(
             module.eval().to(options.device),
@@ -213,6 +207,15 @@ def _weight_files(
             f"{reference}: its pretrained weights ({hub_id}) are neither in the hub's cache nor "
             f"can they be fetched. {advice}"
         ) from error
+
+
+def _lying_in(directory: Path | None) -> tuple[Path, ...]:
+    """Return the weight files of a directory; none where only its config was fetched."""
+    if directory is None:
+        return ()
+    with contextlib.suppress(ModelError):
+        return find_weight_files(directory)
+    return ()
 
 
 def _build(

@@ -119,6 +119,25 @@ def read_state_dict(path: Path, *, device: str = "cpu") -> dict[str, Tensor]:
     return _clean(_unwrap(_torch_load(path, device), path))
 
 
+def read_state_dicts(paths: Iterable[Path]) -> dict[str, Tensor]:
+    """Return the tensors of all shards by name.
+
+    Raises:
+        ModelError: As `read_state_dict`.
+    """
+    state: dict[str, Tensor] = {}
+    for path in paths:
+        state |= read_state_dict(path)
+    return state
+
+
+def write_state_dict(state: Mapping[str, Tensor], directory: Path, *, max_shard_size: str) -> None:
+    """Write model.safetensors, or shards with their index, under the names of the state dict."""
+    from huggingface_hub import save_torch_state_dict
+
+    save_torch_state_dict(dict(state), directory, max_shard_size=max_shard_size)
+
+
 def hash_files(paths: Iterable[Path]) -> str:
     """Return the SHA-256 of the files' contents, one after another, as hexadecimal digits."""
     digest = hashlib.sha256()
