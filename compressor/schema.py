@@ -54,6 +54,10 @@ class LayerFigures(Strict):
     energy_lost: float | None
 
 
+ALREADY_FACTORIZED = "already factorized"
+"""Why the factorized layers of a compressed checkpoint are no candidates again."""
+
+
 class DenseLayer(Strict):
     """A layer that is no candidate, and why."""
 

@@ -17,6 +17,7 @@ from compressor.forward import Inputs, batch_length, call, logits_of
 from compressor.layers.kinds import LayerKind, kind_of
 from compressor.layers.lowrank import LOW_RANK_TYPES
 from compressor.layers.surgery import BuildSpec, culprits, install, structural_copy
+from compressor.schema import ALREADY_FACTORIZED
 
 SMALLEST_SIDE = 16
 """A layer with fewer rows or columns than this is left dense by default."""
@@ -124,7 +125,7 @@ def find_candidates(
     shared = _shared_weights(model)
     layers: dict[str, Candidate] = {}
     left: dict[str, str] = {
-        name: "already factorized"
+        name: ALREADY_FACTORIZED
         for name, module in model.named_modules()
         if isinstance(module, LOW_RANK_TYPES)
     }

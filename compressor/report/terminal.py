@@ -180,26 +180,28 @@ def view_evaluation(evaluation: EvaluationReport) -> RenderableType:
 
 
 def _ranks(layers: Sequence[LayerFigures]) -> RenderableType:
+    truncated = any(layer.energy_lost is not None for layer in layers)
     rows = []
     for layer in layers:
         dense = layer.rank >= layer.full_rank
-        rows.append(
-            (
-                layer.name,
-                _shape(layer.shape),
-                "dense" if dense else f"{layer.rank}/{layer.full_rank}",
-                percent(layer.parameters / max(layer.shape[0] * layer.shape[1], 1), 0),
-                figure(layer.nc1_quotient),
-                "–" if dense else percent(layer.energy_lost, 2),
-                "–" if dense else percent(layer.bound, 2),
-            )
+        cells = (
+            layer.name,
+            _shape(layer.shape),
+            "dense" if dense else f"{layer.rank}/{layer.full_rank}",
+            percent(layer.parameters / max(layer.shape[0] * layer.shape[1], 1), 0),
+            figure(layer.nc1_quotient),
+            "–" if dense else percent(layer.bound, 2),
+            "–" if dense else percent(layer.energy_lost, 2),
         )
-    table = LayerTable(("layer", "shape", "rank", "kept", "NC1", "lost", "bound"), rows)
+        rows.append(cells if truncated else cells[:-1])
+    titles = ("layer", "shape", "rank", "kept", "NC1", "NC1 bound", "lost")
     legend = (
-        "NC1: tr Σ_W / tr Σ_B of the layer's input. Lost: share of its output's energy. Bound: the "
-        "most that the truncation which is best for that energy loses, from collapse alone; one "
-        "that aims at the predictions instead may lose more energy."
+        "NC1: tr Σ_W / tr Σ_B of the layer's input. NC1 bound: what the best truncation to this "
+        "rank loses at most of the output's energy, as collapse alone tells."
     )
+    if truncated:
+        legend += " Lost: what this one did; more where the predictions miss it less."
+    table = LayerTable(titles if truncated else titles[:-1], rows)
     return Group(table, Text(legend, style="dim"))
 
 

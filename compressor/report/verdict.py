@@ -6,21 +6,28 @@ import math
 from typing import Literal
 
 from compressor.report.figures import nats, percent, points, size
-from compressor.schema import Report
+from compressor.schema import ALREADY_FACTORIZED, Report
 
 Grade = Literal["good", "fair", "bad"]
 
 SMALL_LOSS = 0.01
 LARGE_LOSS = 0.03
 
+EVEN = 0.05
+"""Divergences that differ by less than this share of the larger one count as equal."""
+
 
 def summary(report: Report) -> str:
     """Return shares, accuracy and size before and after as one line of prose."""
     dense, small = report.dense, report.compressed
-    parts = [
-        f"{percent(_share(small.layer_parameters, dense.layer_parameters))} of the layers' "
-        f"parameters kept"
-    ]
+    done = sum(layer.reason == ALREADY_FACTORIZED for layer in report.left_dense)
+    share = percent(_share(small.layer_parameters, dense.layer_parameters))
+    whole = (
+        f"parameters of the {len(report.layers)} layers that were dense"
+        if done
+        else "layers' parameters"
+    )
+    parts = [f"{share} of the {whole} kept"]
     if dense.accuracy is not None and small.accuracy is not None:
         parts.append(
             f"accuracy {100 * dense.accuracy:.1f} → {100 * small.accuracy:.1f} % "
@@ -70,7 +77,10 @@ def guidance(report: Report) -> str | None:
     chosen = next((choice for choice in report.selection if choice.chosen), None)
     name = f" Chosen: {chosen.label}." if chosen else ""
     best, plain = min(guided), min(unguided)
-    relation = "gained" if best < plain else "did not gain"
+    if abs(best - plain) <= EVEN * max(best, plain):
+        relation = "made no practical difference"
+    else:
+        relation = "gained" if best < plain else "did not gain"
     return (
         f"NC1 guidance {relation} on the selection data: KL {nats(best)} guided, "
         f"{nats(plain)} unguided.{name}"

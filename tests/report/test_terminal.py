@@ -101,13 +101,20 @@ def test_the_report_shows_ranks_collapse_and_costs():
         "42",
         "%",
         "1.2e+04",
-        "3.12",
-        "%",
         "40.00",
+        "%",
+        "3.12",
         "%",
     ]
     for words in ("92.20 %", "91.70 %", "45.4 MB", "36.9 MB", "report.json", "1,024 calibration"):
         assert words in text
+
+
+def test_a_plan_has_no_column_for_what_was_lost():
+    layers = tuple(layer.model_copy(update={"energy_lost": None}) for layer in PLAN.layers)
+    text = shown(view_plan(PLAN.model_copy(update={"layers": layers})))
+    assert "lost" not in text.lower()
+    assert "NC1 bound" in text
 
 
 def test_a_layer_kept_dense_says_so():

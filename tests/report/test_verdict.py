@@ -3,6 +3,7 @@ import math
 import pytest
 
 from compressor.report.verdict import guidance, summary, verdict
+from compressor.schema import ALREADY_FACTORIZED, DenseLayer
 
 from .results import report
 
@@ -12,6 +13,13 @@ def test_the_summary_says_what_happened():
         "60.0 % of the layers' parameters kept, accuracy 92.2 → 91.7 % (−0.5 points), "
         "checkpoint 45.4 MB → 36.9 MB."
     )
+
+
+def test_the_summary_of_a_model_compressed_again_says_what_its_share_is_of():
+    before = (DenseLayer(name="a", reason=ALREADY_FACTORIZED),)
+    again = report().model_copy(update={"left_dense": before})
+    dense = len(again.layers)
+    assert f"of the parameters of the {dense} layers that were dense kept" in summary(again)
 
 
 def test_without_labels_the_summary_counts_unchanged_predictions():
@@ -49,5 +57,14 @@ def test_guidance_is_compared_with_the_best_unguided_choice():
         "NC1 guidance gained on the selection data: KL 0.015 guided, 0.02 unguided. "
         "Chosen: nc1 β=0.5."
     )
+    even = tuple(
+        choice.model_copy(update={"kl": 0.0196}) if choice.guided else choice
+        for choice in report().selection
+    )
+    assert "made no practical difference" in guidance(report(selection=even))
+    worse = tuple(
+        choice.model_copy(update={"kl": 0.03}) if choice.guided else choice for choice in even
+    )
+    assert "did not gain" in guidance(report(selection=worse))
     unguided = report().selection[:1]
     assert guidance(report(selection=unguided)) is None
