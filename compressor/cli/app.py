@@ -110,8 +110,9 @@ def _fail_call(error: Any) -> int:
     wrong = getattr(error, "option_name", None)
     if type(error).__name__ == "NoSuchOption" and context is not None:
         known = [name for parameter in context.command.params for name in parameter.opts]
-        nearest = difflib.get_close_matches(wrong, known, n=1, cutoff=0.4)
-        message = f"No such option {wrong}." + (f" Did you mean {nearest[0]}?" if nearest else "")
+        nearest = difflib.get_close_matches(wrong, known, n=1, cutoff=0.6)
+        hint = f"Did you mean {nearest[0]}?" if nearest else f"See: {context.command_path} --help"
+        message = f"{context.command_path} has no option {wrong}. {hint}"
     elif context is not None:
         message = f"{message.rstrip('.')}. See: {context.command_path} --help"
     return _fail(message, code=int(error.exit_code), debug=False)

@@ -28,7 +28,8 @@ def demo(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Directory to write.", rich_help_panel="Run", show_default=str(DEFAULT_OUT)
+            help=f"Directory to write; an earlier demo's in {DEFAULT_OUT} is replaced otherwise.",
+            rich_help_panel="Run",
         ),
     ] = None,
     overwrite: Overwrite = False,

@@ -120,14 +120,21 @@ Calibration = Annotated[
     int, _option("Data", min=1, help="Samples to calibrate on, at most, from the training part.")
 ]
 Limit = Annotated[
-    int | None, _option("Data", min=1, help="Samples to evaluate on, at most; all otherwise.")
+    int | None,
+    _option("Data", min=1, help="Samples to evaluate on (for measure: to measure on), at most."),
 ]
 BatchSize = Annotated[int | None, _option("Run", min=1, help="Samples a batch.")]
 Strict = Annotated[
     bool, _option("Data", "--strict", help="Refuse unreadable samples instead of skipping them.")
 ]
 
-Method = Annotated[str, _option("Method", help="How ranks are chosen: nc1, whitened, svd, …")]
+METHOD_NAMES = (
+    "nc1, svd, svd-energy, asvd, fwsvd, svd-llm, whitened, drone, gfwsvd, balf, zs-svd, evbmf, "
+    "aimet"
+)
+"""Of all methods that come along; written out, because asking the registry imports torch."""
+
+Method = Annotated[str, _option("Method", help=f"How ranks are chosen: {METHOD_NAMES}.")]
 Budget = Annotated[
     list[str] | None,
     _option(
@@ -163,7 +170,7 @@ RankMultiple = Annotated[
 
 Json = Annotated[bool, _option("Run", "--json", help="Print JSON and nothing else on stdout.")]
 Seed = Annotated[int, _option("Run", min=0, help="Seed of every draw.")]
-Quiet = Annotated[bool, _option("Run", "--quiet", "-q", help="Show no progress and no notes.")]
+Quiet = Annotated[bool, _option("Run", "--quiet", "-q", help="Print nothing but the result.")]
 Overwrite = Annotated[
     bool, _option("Run", "--overwrite", help="Replace what lies where the output goes.")
 ]
@@ -175,7 +182,7 @@ class RunSettings(BaseModel):
     Args:
         as_json: Print JSON and nothing else on stdout.
         seed: Seed of every draw.
-        quiet: Show no progress and no notes.
+        quiet: Print nothing but the result.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

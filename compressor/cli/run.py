@@ -54,7 +54,19 @@ def run(
     if settings.as_json:
         sys.stdout.write(result.model_dump_json(indent=2) + "\n")
     else:
-        Console(highlight=False).print(view(result))
+        show(view(result))
+
+
+def show(renderable: RenderableType) -> None:
+    """Print to stdout; where that is no terminal, without the spaces that pad a table's lines."""
+    console = Console(highlight=False)
+    if console.is_terminal:
+        console.print(renderable)
+        return
+    with console.capture() as captured:
+        console.print(renderable)
+    for line in captured.get().splitlines():
+        sys.stdout.write(line.rstrip() + "\n")
 
 
 def typed_command() -> str:

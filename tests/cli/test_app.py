@@ -4,7 +4,9 @@ import sys
 import pytest
 
 from compressor.cli import main
+from compressor.cli.options import METHOD_NAMES
 from compressor.errors import BudgetError, ModelError
+from compressor.methods.method import METHODS
 
 NO_BUDGET = ["compress", "net", "--data", "d", "--out", "o"]
 
@@ -40,6 +42,15 @@ def test_a_mistyped_name_is_answered_with_the_nearest(words, nearest, capsys):
     assert f"Did you mean {nearest}?" in captured.err
     assert captured.err.startswith("error: ")
     assert captured.out == ""
+
+
+def test_an_option_of_another_command_is_not_answered_with_a_guess(capsys):
+    assert main(["inspect", "net", "--data", "d"]) == 2
+    assert "inspect has no option --data. See: compressor inspect --help" in capsys.readouterr().err
+
+
+def test_the_help_names_every_method():
+    assert sorted(METHOD_NAMES.split(", ")) == sorted(METHODS.names())
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@ import sys
 import warnings
 
 from pydantic import BaseModel
+from rich.console import Group
+from rich.table import Table
 
 from compressor.cli.options import RunSettings
 from compressor.cli.run import run
@@ -32,6 +34,15 @@ def test_json_is_all_there_is_on_stdout(capsys):
 def test_people_get_the_view(capsys):
     run(chatty, RunSettings(), view=lambda found: f"value {found.value}")
     assert capsys.readouterr().out == "value 3\n"
+
+
+def test_lines_that_go_to_a_file_have_no_padding(capsys):
+    table = Table("name", "figure")
+    table.add_row("short", "1")
+    run(chatty, RunSettings(quiet=True), view=lambda found: Group(table, "end  "))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "end"
+    assert all(line == line.rstrip() for line in lines)
 
 
 def test_quiet_shows_no_progress(capsys):
