@@ -1,5 +1,6 @@
 # syntax=docker/dockerfile:1
-# Usage: docker build -t compressor . && docker run --rm compressor demo --out /tmp/demo
+# Usage: docker build -t compressor .
+#        docker run --rm -v "$PWD:/work" compressor demo --out /work/demo-out
 ARG BASE_IMAGE=python:3.12-slim
 
 FROM ${BASE_IMAGE} AS build
