@@ -45,6 +45,9 @@ def run(
         settings: How the command talks.
         view: Turns the result into what a terminal shows.
     """
+    # Read when torch is imported, which `work` does. Threads that spin while they wait slow each
+    # other several times over as soon as another job shares the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with _libraries_quiet(), redirect_stdout(sys.stderr):
         if settings.quiet:
             result = work(SILENT)
