@@ -80,6 +80,7 @@ LAYER_KINDS: Registry[LayerKind] = Registry(
         "compressor.layers.linear",
         "compressor.layers.conv2d",
         "compressor.layers.conv1d",
+        "compressor.layers.convolution1d",
     ),
 )
 

@@ -29,6 +29,10 @@ def convolution(**geometry: object) -> Callable[[], nn.Module]:
     return lambda: nn.Conv2d(3, 7, **geometry)  # type: ignore[arg-type]
 
 
+def sequence_convolution(**geometry: object) -> Callable[[], nn.Module]:
+    return lambda: nn.Conv1d(3, 7, **geometry)  # type: ignore[arg-type]
+
+
 CASES: dict[str, dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]] = {
     "linear": {
         "tokens": (lambda: nn.Linear(8, 12), (SAMPLES, 5, 8)),
@@ -37,6 +41,21 @@ CASES: dict[str, dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]] = {
         "windows": (lambda: nn.Linear(8, 12), (4 * SAMPLES, 5, 8)),
     },
     "conv1d": {"tokens": (conv1d, (SAMPLES, 5, 8))},
+    "convolution1d": {
+        "width 1": (sequence_convolution(kernel_size=1), (SAMPLES, 3, 5)),
+        "width 3, no bias": (sequence_convolution(kernel_size=3, bias=False), (SAMPLES, 3, 6)),
+        "stride, padding": (
+            sequence_convolution(kernel_size=3, stride=2, padding=1),
+            (SAMPLES, 3, 9),
+        ),
+        "dilation": (sequence_convolution(kernel_size=3, dilation=2, stride=3), (SAMPLES, 3, 12)),
+        "same": (sequence_convolution(kernel_size=4, padding="same"), (SAMPLES, 3, 6)),
+        "circular": (
+            sequence_convolution(kernel_size=3, padding=1, padding_mode="circular"),
+            (SAMPLES, 3, 5),
+        ),
+        "long": (sequence_convolution(kernel_size=3), (SAMPLES, 3, 150)),
+    },
     "conv2d": {
         "1×1": (convolution(kernel_size=1), (SAMPLES, 3, 4, 5)),
         "1×1, stride": (convolution(kernel_size=1, stride=2), (SAMPLES, 3, 5, 5)),
