@@ -136,3 +136,10 @@ class LowRankConv1d(nn.Conv1d):
 
 
 LOW_RANK_TYPES = (LowRankLinear, LowRankConv2d, LowRankConv1d)
+
+
+def lowrank_layers(
+    model: nn.Module,
+) -> dict[str, LowRankLinear | LowRankConv2d | LowRankConv1d]:
+    """Return the factorized layers of ``model`` by name."""
+    return {n: module for n, module in model.named_modules() if isinstance(module, LOW_RANK_TYPES)}

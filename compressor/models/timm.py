@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.checkpoint.format import parse_lowrank, read_config
+from compressor.checkpoint.format import find_lowrank, read_config
 from compressor.errors import ModelError
 from compressor.layers.surgery import install_skeletons
 from compressor.models.hub import is_hub_id, snapshot
@@ -107,7 +107,7 @@ class TimmSource:
         return _describe(module, reference, ModelOptions(), storage_dtypes=dtypes)
 
     def write_architecture(
-        self, model: LoadedModel, directory: Path, lowrank: Mapping[str, object]
+        self, model: LoadedModel, directory: Path, lowrank: Mapping[str, object] | None
     ) -> None:
         """Write the config.json that timm's ``local-dir:`` reads, with the block as ``lowrank``."""
         pretrained = {
@@ -124,8 +124,9 @@ class TimmSource:
             "num_features": getattr(model.module, "num_features", None),
             "model_args": model.architecture["model_args"],
             "pretrained_cfg": pretrained | {"num_classes": model.num_classes, "custom_load": False},
-            "lowrank": dict(lowrank),
         }
+        if lowrank is not None:
+            config["lowrank"] = dict(lowrank)
         named = _label_names(model.module)
         if named is not None:
             config["label_names"] = named
@@ -150,13 +151,12 @@ class TimmSource:
         self, directory: Path, config: Mapping[str, object], options: ModelOptions
     ) -> LoadedModel:
         """Build the dense architecture, swap the low-rank layers in, and load strictly."""
-        block = config["lowrank"]
-        assert isinstance(block, Mapping)
-        lowrank = parse_lowrank(block, where=str(directory / "config.json"))
+        saved = find_lowrank(config, where=str(directory / "config.json"))
         files = find_weight_files(directory)
         header = read_header(files)
         module = _build(str(directory), config, options, {})
-        install_skeletons(module, lowrank.layers)
+        if saved is not None:
+            install_skeletons(module, saved.lowrank.layers)
         state: dict[str, Tensor] = {}
         for path in files:
             state |= read_state_dict(path)

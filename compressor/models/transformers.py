@@ -115,11 +115,14 @@ class TransformersSource:
         return _describe(module, reference, None, ModelOptions(), storage_dtypes=dtypes)
 
     def write_architecture(
-        self, model: LoadedModel, directory: Path, lowrank: Mapping[str, object]
+        self, model: LoadedModel, directory: Path, lowrank: Mapping[str, object] | None
     ) -> None:
         """Write config.json with the block as ``quantization_config``, and the carried files."""
         config = copy.deepcopy(_pretrained(model.module).config)
-        config.quantization_config = dict(lowrank)
+        if lowrank is not None:
+            config.quantization_config = dict(lowrank)
+        elif hasattr(config, "quantization_config"):
+            del config.quantization_config
         config.architectures = [type(model.module).__name__]
         config.dtype = cast("str | None", model.architecture.get("dtype", config.dtype))
         config.save_pretrained(directory)

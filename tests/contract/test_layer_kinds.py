@@ -168,6 +168,20 @@ def test_full_rank_is_the_dense_layer(example):
     torch.testing.assert_close(lowrank(x), module(x), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_dense_layer_is_the_product_of_the_factors(example, bias):
+    kind, module, x = example
+    m, n = kind.shape(module)
+    lowrank = kind.build(module, 2, bias=bias)
+    kind.fill(lowrank, torch.randn(m, 2), torch.randn(2, n), torch.randn(m) if bias else None)
+    dense = kind.dense(lowrank)
+    assert kind_of(dense) is kind
+    assert {p.dtype for p in dense.parameters()} == {torch.float64}
+    torch.testing.assert_close(dense(x), lowrank(x), rtol=1e-9, atol=1e-9)
+    up, down = kind.factors(lowrank)
+    torch.testing.assert_close(kind.matrix(dense), up @ down)
+
+
 def test_meta_skeleton_stays_meta(example):
     kind, module, _ = example
     assert all(p.is_meta for p in kind.build(module.to("meta"), 1, bias=True).parameters())
