@@ -237,6 +237,8 @@ def _build(
             cfg["label_names"] = config["label_names"]
         known = PretrainedCfg.__dataclass_fields__
         overlay = {key: value for key, value in cfg.items() if key in known}
+        if isinstance(overlay.get("input_size"), list):
+            overlay["input_size"] = tuple(overlay["input_size"])  # JSON has lists, timm tuples
         arguments["pretrained_cfg"] = overlay
         arguments.setdefault("num_classes", overlay.get("num_classes"))
     if options.input_size is not None:
