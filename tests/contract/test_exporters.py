@@ -186,6 +186,14 @@ def test_what_cannot_be_traced_is_refused_in_one_line(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_traced_but_does_not_run_again_is_refused(tmp_path: Path) -> None:
+    name = "transformers-t5-classifier"
+    given = architectures.ARCHITECTURES[name].inputs(3)
+    with pytest.raises(ModelError, match="cannot hold T5ForSequenceClassification"):
+        compressor.export(small(name), "torch-export", tmp_path / "t5.pt2", inputs=given)
+    assert not list(tmp_path.iterdir())
+
+
 def test_onnx_stays_as_small_as_the_factors(tmp_path: Path) -> None:
     available("onnx")
     import onnx

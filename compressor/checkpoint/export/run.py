@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from compressor.checkpoint.export.exporter import EXPORTERS, Exporter
 from compressor.checkpoint.export.logits import as_function, named
+from compressor.checkpoint.export.tracing import tracing
 from compressor.checkpoint.load import load_saved
 from compressor.checkpoint.save import refuse_existing_output, written_whole
 from compressor.errors import MissingExtraError, ModelError, UsageError
@@ -177,7 +178,8 @@ def _compare(
     """
     with torch.no_grad():
         expected: Tensor = as_function(model.module, inputs)(**inputs)
-    found = exporter.run(model, path, dict(inputs))
+    with tracing(exporter.name, model):
+        found = exporter.run(model, path, dict(inputs))
     if found.shape != expected.shape:
         raise ModelError(
             f"{exporter.name}: the written model makes outputs {tuple(found.shape)}, the one in "

@@ -1,4 +1,4 @@
-"""Tracing a model quietly, and what to tell when a format cannot hold it."""
+"""Tracing a model, or running what was traced, quietly; telling when a format cannot hold it."""
 
 from __future__ import annotations
 
