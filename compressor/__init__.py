@@ -13,7 +13,8 @@ from compressor.autoregister import register_with_transformers
 
 if TYPE_CHECKING:
     from compressor.api import Compression, compress
-    from compressor.checkpoint.load import load
+    from compressor.checkpoint.export.run import export
+    from compressor.checkpoint.load import apply_, load
     from compressor.evaluation.loop import Evaluation, evaluate
     from compressor.methods.measurement import Measurement
     from compressor.methods.plan import Plan, read_plan
@@ -25,8 +26,10 @@ _HOMES = {
     "Evaluation": "compressor.evaluation.loop",
     "Measurement": "compressor.methods.measurement",
     "Plan": "compressor.methods.plan",
+    "apply_": "compressor.checkpoint.load",
     "compress": "compressor.api",
     "evaluate": "compressor.evaluation.loop",
+    "export": "compressor.checkpoint.export.run",
     "factorize": "compressor.stages",
     "load": "compressor.checkpoint.load",
     "measure": "compressor.stages",
@@ -40,8 +43,10 @@ __all__ = [
     "Evaluation",
     "Measurement",
     "Plan",
+    "apply_",
     "compress",
     "evaluate",
+    "export",
     "factorize",
     "load",
     "measure",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
 from transformers.quantizers import (  # type: ignore[attr-defined]
     HfQuantizer,
     register_quantization_config,
@@ -19,6 +20,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from compressor.checkpoint.format import LowRankConfig, parse_lowrank
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 METHOD = "lowrank"
@@ -77,6 +79,17 @@ class LowRankQuantizer(HfQuantizer):
         """Let the model be cast and trained like any other: its weights are plain floats."""
         del kwargs
         model.is_quantized = False  # type: ignore[assignment]  # torch types attributes as tensors
+        return model
+
+    def _dequantize(
+        self, model: PreTrainedModel, dtype: torch.dtype | None = None
+    ) -> PreTrainedModel:
+        """Multiply the factors back: ``model.dequantize()`` is an ordinary dense model."""
+        from compressor.layers.surgery import densify
+
+        densify(model)
+        if dtype is not None:
+            nn.Module.to(model, dtype)
         return model
 
     def is_serializable(self) -> bool:

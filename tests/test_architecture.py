@@ -29,6 +29,7 @@ FLOORS = (
 ROOMS = {
     "transformers": (
         "models.transformers",
+        "models.transformers_names",
         "models.image_processor",
         "models.quiet",
         "layers.conv1d",

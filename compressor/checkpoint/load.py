@@ -7,13 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from compressor.checkpoint.format import find_lowrank, read_config
+from compressor.checkpoint.format import SavedBlock, find_lowrank, read_config
 from compressor.errors import CheckpointError, UsageError
+from compressor.layers.surgery import install_skeletons, structural_copy
 from compressor.models import options_from, resolve_device
+from compressor.models.loading import load_exactly
 from compressor.models.module import rebuild_into
 from compressor.models.source import MODEL_SOURCES, LoadedModel, ModelOptions
+from compressor.models.weights import find_weight_files, read_state_dict
 from compressor.settings import ModelSettings
 
 
@@ -56,6 +59,35 @@ def load(
     return rebuild_into(module, path, config, ModelOptions(device=where)).module
 
 
+def apply_(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Module:
+    """Make a dense model the saved one, in place: swap its layers, and take the saved weights.
+
+    Type, device and mode of the model stay as they are. It is left alone if anything does not fit.
+
+    Args:
+        model: The dense model as it was before compression, of any framework; its weights do not
+            matter.
+        directory: A directory that this package saved.
+
+    Returns:
+        ``model`` itself.
+
+    Raises:
+        CheckpointError: If the directory was not saved by this package, or by a newer version.
+        LayerError: If ``model`` has not the layers that were factorized.
+        ModelError: If the weights are damaged or do not fit.
+    """
+    path = Path(directory)
+    lowrank = _saved(path).lowrank
+    state = _saved_state(path)
+    trial = structural_copy(model).to("meta")
+    install_skeletons(trial, lowrank.layers)
+    load_exactly(trial, {key: tensor.to("meta") for key, tensor in state.items()}, where=str(path))
+    install_skeletons(model, lowrank.layers)
+    load_exactly(model, state, where=str(path))
+    return model
+
+
 def load_saved(directory: Path, options: ModelOptions | ModelSettings) -> LoadedModel:
     """Load a saved directory with everything that came with it.
 
@@ -68,14 +100,33 @@ def load_saved(directory: Path, options: ModelOptions | ModelSettings) -> Loaded
     """
     if isinstance(options, ModelSettings):
         options = options_from(options)
-    config = _config(directory)
-    saved = find_lowrank(config, where=str(directory / "config.json"))
+    source = MODEL_SOURCES.get(_saved(directory).framework)
+    return source.rebuild(directory, _config(directory), options)
+
+
+def _saved(directory: Path) -> SavedBlock:
+    """Return the low-rank block of a directory.
+
+    Raises:
+        CheckpointError: If it has none.
+    """
+    saved = find_lowrank(_config(directory), where=str(directory / "config.json"))
     if saved is None:
         raise CheckpointError(
             f"{directory} was not saved by compressor: its config.json has no low-rank block. Load "
             "it with its own framework, or compress it first."
         )
-    return MODEL_SOURCES.get(saved.framework).rebuild(directory, config, options)
+    return saved
+
+
+def _saved_state(directory: Path) -> dict[str, Tensor]:
+    """Return the tensors of a saved directory by their names in memory."""
+    if _saved(directory).framework != "torch":
+        return dict(load_saved(directory, ModelOptions()).module.state_dict())
+    state: dict[str, Tensor] = {}
+    for file in find_weight_files(directory):
+        state |= read_state_dict(file)
+    return state
 
 
 def _config(directory: Path) -> dict[str, object]:
@@ -84,4 +135,4 @@ def _config(directory: Path) -> dict[str, object]:
     return read_config(directory)
 
 
-__all__ = ["load", "load_saved", "resolve_device"]
+__all__ = ["apply_", "load", "load_saved", "resolve_device"]

@@ -147,8 +147,29 @@ def refuse_existing_file(path: Path, *, overwrite: bool) -> None:
     _refuse_unwritable(path)
 
 
-def write_file(path: Path, text: str) -> None:
-    """Write a text file whole or not at all, making the directories above it.
+def refuse_existing_output(path: Path, *, directory: bool, overwrite: bool) -> None:
+    """Refuse a file, or a directory of another framework, that exists or cannot be written.
+
+    A directory is never replaced unless it is empty: it may hold a model that is not ours.
+
+    Raises:
+        OutputExistsError: If it may not be written.
+        CheckpointError: If its directory is not writable.
+    """
+    if not directory:
+        refuse_existing_file(path, overwrite=overwrite)
+    elif path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise OutputExistsError(
+            f"{path} exists, and a directory is not replaced by an export. Choose another --out, "
+            "or remove it yourself."
+        )
+    else:
+        _refuse_unwritable(path)
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yield a path to write a file or directory at; it moves to ``path`` when all went well.
 
     Raises:
         CheckpointError: If there is no space, no permission, or the disk fails.
@@ -156,9 +177,24 @@ def write_file(path: Path, text: str) -> None:
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with _sibling(path) as temporary:
-            (temporary / path.name).write_text(text, encoding="utf-8")
-            _flush(temporary)
-            (temporary / path.name).replace(path)
+            written = temporary / path.name
+            yield written
+            if written.is_dir():
+                _flush(written)
+                _move_into_place(written, path)
+            else:
+                _flush(temporary)
+                written.replace(path)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a text file whole or not at all, making the directories above it.
+
+    Raises:
+        CheckpointError: If there is no space, no permission, or the disk fails.
+    """
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _is_ours(directory: Path) -> bool:

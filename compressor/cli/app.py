@@ -15,6 +15,7 @@ import typer
 from compressor.cli.compress import compress
 from compressor.cli.demo import demo
 from compressor.cli.evaluate import evaluate
+from compressor.cli.export import export
 from compressor.cli.flatten import add_command, examples_text
 from compressor.cli.inspect import inspect
 from compressor.cli.measure import measure
@@ -32,7 +33,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=examples_text(("compressor demo", "compressor compress --help")),
 )
-for command in (compress, inspect, measure, plan, evaluate, demo):
+for command in (compress, inspect, measure, plan, evaluate, export, demo):
     add_command(app, command)
 
 

@@ -17,6 +17,7 @@ from compressor.forward import Inputs, batch_length, call, logits_of
 from compressor.layers.kinds import LayerKind, kind_of
 from compressor.layers.lowrank import LOW_RANK_TYPES
 from compressor.layers.surgery import BuildSpec, culprits, install, structural_copy
+from compressor.layers.unsupported import unsupported
 from compressor.schema import ALREADY_FACTORIZED
 
 SMALLEST_SIDE = 16
@@ -124,12 +125,13 @@ def find_candidates(
     seen = _watch(model, modules, probe)
     shared = _shared_weights(model)
     layers: dict[str, Candidate] = {}
-    left: dict[str, str] = {
+    left = {
         name: ALREADY_FACTORIZED
         for name, module in model.named_modules()
         if isinstance(module, LOW_RANK_TYPES)
     }
     inside = tuple(f"{name}." for name in left)
+    left |= unsupported(model)
     modules = {name: entry for name, entry in modules.items() if not name.startswith(inside)}
     for name, (module, kind) in modules.items():
         reason = kind.refusal(module) or _unreached(seen.calls.get(name))
@@ -156,8 +158,8 @@ def find_candidates(
         left[name] = "its parent reads the weight directly"
         del layers[name]
     layers = _in_call_order(_regroup(layers, seen), seen)
-    order = {name: index for index, name in enumerate(modules)}
-    left = dict(sorted(left.items(), key=lambda item: order.get(item[0], -1)))
+    order = {name: index for index, (name, _) in enumerate(model.named_modules())}
+    left = dict(sorted(left.items(), key=lambda item: order[item[0]]))
     return Candidates(layers, left, sum(p.numel() for p in model.parameters()))
 
 

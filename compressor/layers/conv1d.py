@@ -6,8 +6,9 @@ import sys
 
 from torch import Tensor, nn
 
-from compressor.layers.kinds import LAYER_KINDS
+from compressor.layers.kinds import LAYER_KINDS, product, write_dense
 from compressor.layers.linear import LinearKind
+from compressor.layers.lowrank import LowRankLinear
 
 
 class Conv1DKind(LinearKind):
@@ -28,6 +29,15 @@ class Conv1DKind(LinearKind):
     def matrix(self, module: nn.Module) -> Tensor:
         """Return the weight as [m, n]."""
         return self._stored(module).T
+
+    def dense(self, lowrank: nn.Module) -> nn.Module:
+        """Return a transformers Conv1D with the factors' product, transposed; it has a bias."""
+        from transformers.pytorch_utils import Conv1D
+
+        assert isinstance(lowrank, LowRankLinear)
+        weight = product(*self.factors(lowrank))
+        convolution = Conv1D(lowrank.out_features, lowrank.in_features)  # type: ignore[no-untyped-call]
+        return write_dense(convolution.to(weight), weight.T, lowrank.bias)
 
     @staticmethod
     def _stored(module: nn.Module) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from compressor.layers.kinds import LAYER_KINDS, computed_weight
+from compressor.layers.kinds import LAYER_KINDS, computed_weight, product, write_dense
 from compressor.layers.lowrank import LowRankConv2d
 
 MAX_POSITIONS = 64
@@ -121,6 +121,24 @@ class Conv2dKind:
         """Return (weight [m, r], down.weight flattened to [r, n])."""
         assert isinstance(lowrank, LowRankConv2d)
         return lowrank.weight.detach().flatten(1), lowrank.down.weight.detach().flatten(1)
+
+    def dense(self, lowrank: nn.Module) -> nn.Module:
+        """Return an nn.Conv2d with the factors' product and the geometry of the first."""
+        assert isinstance(lowrank, LowRankConv2d)
+        down = lowrank.down
+        convolution = nn.Conv2d(
+            down.in_channels,
+            lowrank.out_channels,
+            down.kernel_size,  # type: ignore[arg-type]  # torch types it tuple[int, ...]
+            stride=down.stride,  # type: ignore[arg-type]
+            padding=down.padding,  # type: ignore[arg-type]
+            dilation=down.dilation,  # type: ignore[arg-type]
+            padding_mode=down.padding_mode,
+            bias=lowrank.bias is not None,
+            device=down.weight.device,
+            dtype=down.weight.dtype,
+        )
+        return write_dense(convolution, product(*self.factors(lowrank)), lowrank.bias)
 
 
 def _pad(module: nn.Conv2d, inputs: Tensor) -> Tensor:

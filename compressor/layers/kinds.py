@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from compressor.registry import Registry
@@ -72,6 +73,10 @@ class LayerKind(Protocol):
         """Return the factors (up [m, r], down [r, n]) of a filled module."""
         ...
 
+    def dense(self, lowrank: nn.Module) -> nn.Module:
+        """Return the dense layer whose matrix is the product of a filled module's factors."""
+        ...
+
 
 LAYER_KINDS: Registry[LayerKind] = Registry(
     "layer kind",
@@ -80,6 +85,7 @@ LAYER_KINDS: Registry[LayerKind] = Registry(
         "compressor.layers.linear",
         "compressor.layers.conv2d",
         "compressor.layers.conv1d",
+        "compressor.layers.convolution1d",
     ),
 )
 
@@ -98,6 +104,23 @@ def computed_weight(module: nn.Module) -> str | None:
     if isinstance(module._parameters.get("weight"), nn.Parameter):
         return None
     return "its weight is parametrized: it is computed anew from other tensors"
+
+
+def product(up: Tensor, down: Tensor) -> Tensor:
+    """Return up [m, r] times down [r, n], computed in float64 where the device has it."""
+    if up.device.type == "mps":
+        return up @ down
+    return (up.double() @ down.double()).to(up.dtype)
+
+
+def write_dense(dense: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """Write weight and bias into a dense layer of the same shapes, and return it."""
+    with torch.no_grad():
+        for name, value in (("weight", weight), ("bias", bias)):
+            if value is not None:
+                parameter = getattr(dense, name)
+                parameter.copy_(value.reshape(parameter.shape))
+    return dense
 
 
 def sample_rows(tensor: Tensor, samples: int) -> Tensor | None:

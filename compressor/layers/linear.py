@@ -7,7 +7,13 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor, nn
 
-from compressor.layers.kinds import LAYER_KINDS, computed_weight, sample_rows
+from compressor.layers.kinds import (
+    LAYER_KINDS,
+    computed_weight,
+    product,
+    sample_rows,
+    write_dense,
+)
 from compressor.layers.lowrank import LowRankLinear
 
 
@@ -83,6 +89,18 @@ class LinearKind:
         """Return (weight [m, r], down.weight [r, n])."""
         assert isinstance(lowrank, LowRankLinear)
         return lowrank.weight.detach(), lowrank.down.weight.detach()
+
+    def dense(self, lowrank: nn.Module) -> nn.Module:
+        """Return an nn.Linear with the factors' product."""
+        assert isinstance(lowrank, LowRankLinear)
+        linear = nn.Linear(
+            lowrank.in_features,
+            lowrank.out_features,
+            bias=lowrank.bias is not None,
+            device=lowrank.weight.device,
+            dtype=lowrank.weight.dtype,
+        )
+        return write_dense(linear, product(*self.factors(lowrank)), lowrank.bias)
 
 
 LAYER_KINDS.register("linear")(LinearKind())

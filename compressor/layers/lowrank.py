@@ -93,4 +93,53 @@ class LowRankConv2d(nn.Conv2d):
         return f"{self.in_channels}, {self.out_channels}, rank={self.rank}"
 
 
-LOW_RANK_TYPES = (LowRankLinear, LowRankConv2d)
+class LowRankConv1d(nn.Conv1d):
+    """A convolution of width k to r channels, then one of width 1 to the output channels.
+
+    Stride, padding and dilation stay with the first, the bias with the second. ``weight`` is
+    [m, r, 1], ``down.weight`` [r, c, k].
+
+    Args:
+        dense: The convolution that this one replaces; only its geometry is read.
+        rank: Channels r between the two.
+        bias: Whether there is a bias [m].
+    """
+
+    kind = "convolution1d"
+    """Registered kind of the dense layer that this one replaced."""
+
+    def __init__(self, dense: nn.Conv1d, rank: int, *, bias: bool) -> None:
+        device, dtype = dense.weight.device, dense.weight.dtype
+        super().__init__(rank, dense.out_channels, 1, bias=bias, device=device, dtype=dtype)
+        self.down = nn.Conv1d(
+            dense.in_channels,
+            rank,
+            dense.kernel_size,  # type: ignore[arg-type]  # torch types it tuple[int, ...]
+            stride=dense.stride,  # type: ignore[arg-type]
+            padding=dense.padding,  # type: ignore[arg-type]
+            dilation=dense.dilation,  # type: ignore[arg-type]
+            padding_mode=dense.padding_mode,
+            bias=False,
+            device=device,
+            dtype=dtype,
+        )
+        self.in_channels = dense.in_channels
+        self.rank = rank
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map [B, c, L] to [B, m, L']."""
+        return functional.conv1d(self.down(input), self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        """Return the sizes for ``repr``."""
+        return f"{self.in_channels}, {self.out_channels}, rank={self.rank}"
+
+
+LOW_RANK_TYPES = (LowRankLinear, LowRankConv2d, LowRankConv1d)
+
+
+def lowrank_layers(
+    model: nn.Module,
+) -> dict[str, LowRankLinear | LowRankConv2d | LowRankConv1d]:
+    """Return the factorized layers of ``model`` by name."""
+    return {n: module for n, module in model.named_modules() if isinstance(module, LOW_RANK_TYPES)}

@@ -10,6 +10,7 @@ from torch import nn
 
 from compressor.errors import LayerError, did_you_mean
 from compressor.layers.kinds import LAYER_KINDS
+from compressor.layers.lowrank import LOW_RANK_TYPES
 
 
 class LayerSpec(Protocol):
@@ -84,6 +85,14 @@ def install(model: nn.Module, specs: Mapping[str, LayerSpec]) -> None:
 
 
 install_skeletons = install
+
+
+def densify(model: nn.Module) -> None:
+    """Replace every low-rank layer by the dense layer its factors multiply to, in place."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LOW_RANK_TYPES):
+            dense = LAYER_KINDS.get(module.kind).dense(module)
+            replace_module(model, name, dense.train(module.training))
 
 
 def culprits(model: nn.Module, error: BaseException, names: Iterable[str]) -> list[str]:

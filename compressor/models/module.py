@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from compressor.checkpoint.format import parse_lowrank
+from compressor.checkpoint.format import find_lowrank
 from compressor.errors import CheckpointError, ModelError
 from compressor.layers.surgery import install_skeletons
 from compressor.models.factory import call_factory, transform_from_json, transform_to_json
@@ -96,7 +96,7 @@ class ModuleSource:
         )
 
     def write_architecture(
-        self, model: LoadedModel, directory: Path, lowrank: Mapping[str, object]
+        self, model: LoadedModel, directory: Path, lowrank: Mapping[str, object] | None
     ) -> None:
         """Write config.json: the block, the preprocessing, and what built the module.
 
@@ -109,8 +109,9 @@ class ModuleSource:
             "num_classes": model.num_classes,
             "class_names": model.class_names,
             "transform": transform_to_json(model.transform),
-            "lowrank": dict(lowrank),
         }
+        if lowrank is not None:
+            config["lowrank"] = dict(lowrank)
         path = directory / "config.json"
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
@@ -161,12 +162,11 @@ def rebuild_into(
         LayerError: If the module has not the layers that were factorized.
         ModelError: If the weights do not fit.
     """
-    block = config["lowrank"]
-    assert isinstance(block, Mapping)
-    lowrank = parse_lowrank(block, where=str(directory / "config.json"))
+    saved = find_lowrank(config, where=str(directory / "config.json"))
     files = find_weight_files(directory)
     header = read_header(files)
-    install_skeletons(module, lowrank.layers)
+    if saved is not None:
+        install_skeletons(module, saved.lowrank.layers)
     load_exactly(module, read_state_dicts(files), where=str(directory))
     refuse_non_finite(module, str(directory))
     names = config.get("class_names")

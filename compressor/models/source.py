@@ -174,9 +174,15 @@ class ModelSource(Protocol):
         ...
 
     def write_architecture(
-        self, model: LoadedModel, directory: Path, lowrank: Mapping[str, object]
+        self, model: LoadedModel, directory: Path, lowrank: Mapping[str, object] | None
     ) -> None:
-        """Write config.json (with the low-rank block) and carried files, everything but weights."""
+        """Write config.json and carried files, everything but weights.
+
+        Args:
+            model: The model; its module is factorized, or dense again.
+            directory: Where to write.
+            lowrank: The block of a factorized model; None for a dense one.
+        """
         ...
 
     def write_weights(
@@ -193,7 +199,10 @@ class ModelSource(Protocol):
     def rebuild(
         self, directory: Path, config: Mapping[str, object], options: ModelOptions
     ) -> LoadedModel:
-        """Load a directory that this package saved, factorized layers and all."""
+        """Load a directory that this package wrote, factorized layers and all.
+
+        Without a low-rank block in ``config`` the model is dense.
+        """
         ...
 
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 import contextlib
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from compressor.checkpoint.format import parse_lowrank, read_config
+from compressor.checkpoint.format import find_lowrank, read_config
 from compressor.errors import ModelError
 from compressor.layers.surgery import install_skeletons
 from compressor.models.hub import is_hub_id, snapshot
 from compressor.models.imagenet import imagenet_synsets
 from compressor.models.loading import load_exactly
 from compressor.models.source import MODEL_SOURCES, ImageTransform, LoadedModel, ModelOptions
+from compressor.models.timm_config import as_dict, classifier_names, label_names, pretrained_cfg
 from compressor.models.weights import (
     PLAIN_FLOATS,
     TensorHeader,
@@ -102,16 +103,16 @@ class TimmSource:
     def describe(self, module: nn.Module) -> LoadedModel:
         """Describe a timm model built in Python."""
         dtypes = {k: t.dtype for k, t in module.state_dict().items() if t.dtype in PLAIN_FLOATS}
-        reference = str(_pretrained_cfg(module).get("architecture", type(module).__name__))
+        reference = str(pretrained_cfg(module).get("architecture", type(module).__name__))
         return _describe(module, reference, ModelOptions(), storage_dtypes=dtypes)
 
     def write_architecture(
-        self, model: LoadedModel, directory: Path, lowrank: Mapping[str, object]
+        self, model: LoadedModel, directory: Path, lowrank: Mapping[str, object] | None
     ) -> None:
         """Write the config.json that timm's ``local-dir:`` reads, with the block as ``lowrank``."""
         pretrained = {
             key: value
-            for key, value in _pretrained_cfg(model.module).items()
+            for key, value in pretrained_cfg(model.module).items()
             if key not in LOCAL_KEYS and value is not None
         }
         if model.transform is not None:
@@ -123,9 +124,10 @@ class TimmSource:
             "num_features": getattr(model.module, "num_features", None),
             "model_args": model.architecture["model_args"],
             "pretrained_cfg": pretrained | {"num_classes": model.num_classes, "custom_load": False},
-            "lowrank": dict(lowrank),
         }
-        named = _label_names(model.module)
+        if lowrank is not None:
+            config["lowrank"] = dict(lowrank)
+        named = label_names(model.module)
         if named is not None:
             config["label_names"] = named
         path = directory / "config.json"
@@ -147,13 +149,12 @@ class TimmSource:
         self, directory: Path, config: Mapping[str, object], options: ModelOptions
     ) -> LoadedModel:
         """Build the dense architecture, swap the low-rank layers in, and load strictly."""
-        block = config["lowrank"]
-        assert isinstance(block, Mapping)
-        lowrank = parse_lowrank(block, where=str(directory / "config.json"))
+        saved = find_lowrank(config, where=str(directory / "config.json"))
         files = find_weight_files(directory)
         header = read_header(files)
         module = _build(str(directory), config, options, {})
-        install_skeletons(module, lowrank.layers)
+        if saved is not None:
+            install_skeletons(module, saved.lowrank.layers)
         load_exactly(module, read_state_dicts(files), where=str(directory))
         refuse_non_finite(module, str(directory))
         return _describe(
@@ -234,12 +235,14 @@ def _build(
         stored = config.get("model_args")
         arguments |= stored if isinstance(stored, dict) else {}
         name = str(config["architecture"])
-        cfg = {**_as_dict(config.get("pretrained_cfg")), "architecture": name}
+        cfg = {**as_dict(config.get("pretrained_cfg")), "architecture": name}
         cfg.setdefault("num_classes", config.get("num_classes"))
         if "label_names" in config:
             cfg["label_names"] = config["label_names"]
         known = PretrainedCfg.__dataclass_fields__
         overlay = {key: value for key, value in cfg.items() if key in known}
+        if isinstance(overlay.get("input_size"), list):
+            overlay["input_size"] = tuple(overlay["input_size"])  # JSON has lists, timm tuples
         arguments["pretrained_cfg"] = overlay
         arguments.setdefault("num_classes", overlay.get("num_classes"))
     if options.input_size is not None:
@@ -281,7 +284,7 @@ def _classes_in(
     with torch.device("meta"):
         module = timm.create_model(name, pretrained=False, **arguments)
     names = list(module.state_dict())
-    for head in _classifier_names(module):
+    for head in classifier_names(module):
         key = f"{head}.weight"
         if key in header:
             return header[key].shape[0]
@@ -297,27 +300,9 @@ def _by_position(module: nn.Module, header: Mapping[str, TensorHeader]) -> dict[
     return floating_dtypes(dict(pairs))
 
 
-def _pretrained_cfg(module: nn.Module) -> dict[str, Any]:
-    return _as_dict(getattr(module, "pretrained_cfg", None))
-
-
-def _as_dict(value: object) -> dict[str, Any]:
-    return dict(value) if isinstance(value, Mapping) else {}
-
-
-def _classifier_names(module: nn.Module) -> tuple[str, ...]:
-    named = _pretrained_cfg(module).get("classifier") or ()
-    return (named,) if isinstance(named, str) else tuple(named)
-
-
-def _label_names(module: nn.Module) -> list[str] | None:
-    names = _pretrained_cfg(module).get("label_names")
-    return [str(name) for name in names] if isinstance(names, Iterable) else None
-
-
 def _model_arguments(module: nn.Module, options: ModelOptions) -> dict[str, Any]:
     """Return the arguments of create_model that rebuild ``module``."""
-    recorded = _as_dict(getattr(module, "_model_args", None))
+    recorded = as_dict(getattr(module, "_model_args", None))
     arguments = {
         key: value for key, value in recorded.items() if key != "num_classes" and _is_plain(value)
     }
@@ -327,7 +312,7 @@ def _model_arguments(module: nn.Module, options: ModelOptions) -> dict[str, Any]
 
 
 def _architecture(module: nn.Module) -> str:
-    return str(_pretrained_cfg(module)["architecture"])
+    return str(pretrained_cfg(module)["architecture"])
 
 
 def _is_plain(value: object) -> bool:
@@ -348,7 +333,7 @@ def _describe(
     notes: tuple[str, ...] = (),
 ) -> LoadedModel:
     num_classes = getattr(module, "num_classes", None)
-    named = _label_names(module)
+    named = label_names(module)
     names = tuple(named) if named else imagenet_synsets(num_classes or 0)
     return LoadedModel(
         module=module,
@@ -359,7 +344,7 @@ def _describe(
         num_classes=num_classes,
         transform=_transform(module, options),
         storage_dtypes=storage_dtypes or {},
-        heads=_classifier_names(module),
+        heads=classifier_names(module),
         bytes_on_disk=size_of(files) if files else None,
         sha256=hash_files(files) if files and hash_ else None,
         architecture={
@@ -389,12 +374,12 @@ def _transform(module: nn.Module, options: ModelOptions) -> ImageTransform:
 def _built_size(module: nn.Module) -> tuple[int, int, int] | None:
     """Return the input size that the model was built for, where it is another than its config's."""
     embedding = getattr(module, "patch_embed", None)
-    recorded = _as_dict(getattr(module, "_model_args", None))
+    recorded = as_dict(getattr(module, "_model_args", None))
     size = recorded.get("img_size") or getattr(embedding, "img_size", None)
     if size is None:
         return None
     height, width = (size, size) if isinstance(size, int) else size
-    channels = recorded.get("in_chans") or _pretrained_cfg(module)["input_size"][0]
+    channels = recorded.get("in_chans") or pretrained_cfg(module)["input_size"][0]
     return int(channels), int(height), int(width)
 
 

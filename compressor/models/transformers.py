@@ -19,6 +19,7 @@ from compressor.models.image_processor import config_input_size, image_transform
 from compressor.models.loading import shape_mismatch
 from compressor.models.quiet import quiet
 from compressor.models.source import MODEL_SOURCES, LoadedModel, ModelOptions
+from compressor.models.transformers_names import in_memory_dtypes
 from compressor.models.weights import (
     PLAIN_FLOATS,
     find_weight_files,
@@ -84,7 +85,7 @@ class TransformersSource:
             reference,
             directory,
             options,
-            storage_dtypes=_in_memory_dtypes(module, on_disk),
+            storage_dtypes=in_memory_dtypes(module, on_disk),
             files=files,
         )
 
@@ -114,11 +115,14 @@ class TransformersSource:
         return _describe(module, reference, None, ModelOptions(), storage_dtypes=dtypes)
 
     def write_architecture(
-        self, model: LoadedModel, directory: Path, lowrank: Mapping[str, object]
+        self, model: LoadedModel, directory: Path, lowrank: Mapping[str, object] | None
     ) -> None:
         """Write config.json with the block as ``quantization_config``, and the carried files."""
         config = copy.deepcopy(_pretrained(model.module).config)
-        config.quantization_config = dict(lowrank)
+        if lowrank is not None:
+            config.quantization_config = dict(lowrank)
+        elif hasattr(config, "quantization_config"):
+            del config.quantization_config
         config.architectures = [type(model.module).__name__]
         config.dtype = cast("str | None", model.architecture.get("dtype", config.dtype))
         config.save_pretrained(directory)
@@ -162,14 +166,16 @@ class TransformersSource:
         files = find_weight_files(directory)
         header = read_header(files)
         loaded = _config(directory, reference, options)
-        module = _from_pretrained(directory, loaded, reference, options)
+        module = _from_pretrained(
+            directory, loaded, reference, options, auto=_saved_class(loaded, reference)
+        )
         refuse_non_finite(module, reference)
         return _describe(
             _to(module, options.device),
             reference,
             directory,
             options,
-            storage_dtypes=_in_memory_dtypes(module, floating_dtypes(header)),
+            storage_dtypes=in_memory_dtypes(module, floating_dtypes(header)),
             files=files,
         )
 
@@ -235,13 +241,30 @@ def _auto_class(config: PretrainedConfig, reference: str) -> Any:
     )
 
 
+def _saved_class(config: PretrainedConfig, reference: str) -> Any:
+    """Return what loads a directory that this package saved, be it a classifier or not.
+
+    Its config names the class of the model that was compressed. A class that is no part of
+    transformers came with the checkpoint; the Auto classes find its code.
+    """
+    import transformers
+
+    name = next(iter(config.architectures or ()), "")
+    return getattr(transformers, name, None) or _auto_class(config, reference)
+
+
 def _from_pretrained(
-    directory: Path, config: PretrainedConfig, reference: str, options: ModelOptions
+    directory: Path,
+    config: PretrainedConfig,
+    reference: str,
+    options: ModelOptions,
+    *,
+    auto: Any = None,
 ) -> PreTrainedModel:
     """Return the model in float32 and eval mode, every weight of it from the checkpoint."""
     try:
         with quiet():
-            module, info = _auto_class(config, reference).from_pretrained(
+            module, info = (auto or _auto_class(config, reference)).from_pretrained(
                 directory,
                 config=config,
                 dtype=torch.float32,
@@ -249,7 +272,7 @@ def _from_pretrained(
                 trust_remote_code=options.trust_remote_code,
             )
     except (RuntimeError, ValueError, OSError, KeyError) as error:
-        mismatch = _first_mismatch(directory, config, reference)
+        mismatch = None if auto else _first_mismatch(directory, config, reference)
         raise ModelError(
             mismatch or f"{reference}: transformers cannot load the weights: {error}"
         ) from error
@@ -273,37 +296,6 @@ def _first_mismatch(directory: Path, config: PretrainedConfig, reference: str) -
         if key in own and tuple(own[key].shape) != entry.shape:
             return shape_mismatch(str(directory), key, tuple(own[key].shape), entry.shape)
     return None
-
-
-def _in_memory_dtypes(
-    module: PreTrainedModel, on_disk: Mapping[str, torch.dtype]
-) -> dict[str, torch.dtype]:
-    """Return the file's type of every floating tensor, by its name in memory.
-
-    Names in memory can differ from the keys on disk. They are translated the way transformers
-    loads them; a tensor that was merged from several takes the widest type of the file.
-    """
-    if not on_disk:
-        return {}
-    widest = max(on_disk.values(), key=lambda dtype: torch.finfo(dtype).bits)
-    renamed = dict(on_disk)
-    if len(set(on_disk.values())) > 1:
-        from transformers.core_model_loading import WeightRenaming, rename_source_key
-
-        renamings = [
-            entry
-            for entry in getattr(module, "_weight_conversions", None) or []
-            if isinstance(entry, WeightRenaming)
-        ]
-        meta = module.state_dict()
-        for key, dtype in on_disk.items():
-            name, _ = rename_source_key(key, renamings, [], module.base_model_prefix, meta)
-            renamed[name] = dtype
-    return {
-        key: renamed.get(key, widest)
-        for key, tensor in module.state_dict().items()
-        if tensor.is_floating_point()
-    }
 
 
 def _describe(

@@ -8,6 +8,7 @@ from compressor.cli import main
 from compressor.demo import MODEL
 from compressor.schema import (
     EvaluationReport,
+    ExportReport,
     Inspection,
     MeasurementReport,
     PlanReport,
@@ -149,3 +150,24 @@ def test_an_existing_output_is_not_touched(tmp_path, capsys):
     assert main(words) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_export(compressed, tmp_path, capsys):
+    words = ["export", str(compressed), "--to", "dense", "--out", str(tmp_path / "dense")]
+    assert main([*words, "--json", "--quiet"]) == 0
+    report = ExportReport.model_validate(printed(capsys))
+    assert report.difference <= report.tolerance
+    assert report.bytes > (compressed / "model.safetensors").stat().st_size
+    assert main(["inspect", str(tmp_path / "dense"), "--json"]) == 0
+    inspection = Inspection.model_validate(printed(capsys))
+    assert inspection.parameters == 2_712_010
+    assert main(words) == 2
+    assert "a directory is not replaced" in capsys.readouterr().err
+
+
+def test_export_for_people(compressed, tmp_path, capsys):
+    out = tmp_path / "small.safetensors"
+    assert main(["export", str(compressed), "--to", "safetensors", "--out", str(out)]) == 0
+    assert "differ by at most 0 on 4 samples" in capsys.readouterr().out
+    assert main(["export", str(compressed), "--to", "onnx", "--out", str(tmp_path / "x")]) == 2
+    assert "--out x.onnx" in capsys.readouterr().err

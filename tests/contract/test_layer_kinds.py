@@ -29,6 +29,10 @@ def convolution(**geometry: object) -> Callable[[], nn.Module]:
     return lambda: nn.Conv2d(3, 7, **geometry)  # type: ignore[arg-type]
 
 
+def sequence_convolution(**geometry: object) -> Callable[[], nn.Module]:
+    return lambda: nn.Conv1d(3, 7, **geometry)  # type: ignore[arg-type]
+
+
 CASES: dict[str, dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]] = {
     "linear": {
         "tokens": (lambda: nn.Linear(8, 12), (SAMPLES, 5, 8)),
@@ -37,6 +41,21 @@ CASES: dict[str, dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]] = {
         "windows": (lambda: nn.Linear(8, 12), (4 * SAMPLES, 5, 8)),
     },
     "conv1d": {"tokens": (conv1d, (SAMPLES, 5, 8))},
+    "convolution1d": {
+        "width 1": (sequence_convolution(kernel_size=1), (SAMPLES, 3, 5)),
+        "width 3, no bias": (sequence_convolution(kernel_size=3, bias=False), (SAMPLES, 3, 6)),
+        "stride, padding": (
+            sequence_convolution(kernel_size=3, stride=2, padding=1),
+            (SAMPLES, 3, 9),
+        ),
+        "dilation": (sequence_convolution(kernel_size=3, dilation=2, stride=3), (SAMPLES, 3, 12)),
+        "same": (sequence_convolution(kernel_size=4, padding="same"), (SAMPLES, 3, 6)),
+        "circular": (
+            sequence_convolution(kernel_size=3, padding=1, padding_mode="circular"),
+            (SAMPLES, 3, 5),
+        ),
+        "long": (sequence_convolution(kernel_size=3), (SAMPLES, 3, 150)),
+    },
     "conv2d": {
         "1×1": (convolution(kernel_size=1), (SAMPLES, 3, 4, 5)),
         "1×1, stride": (convolution(kernel_size=1, stride=2), (SAMPLES, 3, 5, 5)),
@@ -147,6 +166,20 @@ def test_full_rank_is_the_dense_layer(example):
     up, down = decompose(matrix).factors(full)
     kind.fill(lowrank, up, down, None if module.bias is None else module.bias.detach())
     torch.testing.assert_close(lowrank(x), module(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_dense_layer_is_the_product_of_the_factors(example, bias):
+    kind, module, x = example
+    m, n = kind.shape(module)
+    lowrank = kind.build(module, 2, bias=bias)
+    kind.fill(lowrank, torch.randn(m, 2), torch.randn(2, n), torch.randn(m) if bias else None)
+    dense = kind.dense(lowrank)
+    assert kind_of(dense) is kind
+    assert {p.dtype for p in dense.parameters()} == {torch.float64}
+    torch.testing.assert_close(dense(x), lowrank(x), rtol=1e-9, atol=1e-9)
+    up, down = kind.factors(lowrank)
+    torch.testing.assert_close(kind.matrix(dense), up @ down)
 
 
 def test_meta_skeleton_stays_meta(example):
