@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from compressor.evaluation.loop import Evaluation, evaluate
     from compressor.methods.measurement import Measurement
     from compressor.methods.plan import Plan, read_plan
+    from compressor.methods.recover import Recovery, recover
     from compressor.saving import save
     from compressor.stages import factorize, measure, plan
 
@@ -27,6 +28,7 @@ _HOMES = {
     "Measurement": "compressor.methods.measurement",
     "Plan": "compressor.methods.plan",
     "apply_": "compressor.checkpoint.load",
+    "Recovery": "compressor.methods.recover",
     "compress": "compressor.api",
     "evaluate": "compressor.evaluation.loop",
     "export": "compressor.checkpoint.export.run",
@@ -35,6 +37,7 @@ _HOMES = {
     "measure": "compressor.stages",
     "plan": "compressor.stages",
     "read_plan": "compressor.methods.plan",
+    "recover": "compressor.methods.recover",
     "save": "compressor.saving",
 }
 
@@ -43,6 +46,7 @@ __all__ = [
     "Evaluation",
     "Measurement",
     "Plan",
+    "Recovery",
     "apply_",
     "compress",
     "evaluate",
@@ -52,6 +56,7 @@ __all__ = [
     "measure",
     "plan",
     "read_plan",
+    "recover",
     "save",
 ]
 

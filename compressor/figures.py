@@ -14,7 +14,7 @@ from compressor.evaluation.loop import Evaluation
 from compressor.forward import Forward
 from compressor.methods.measurement import Measurement
 from compressor.models import LoadedModel
-from compressor.schema import DataFigures, DenseLayer, ModelFigures, SplitFigures
+from compressor.schema import DataFigures, DenseLayer, ModelFigures, QualityFigures, SplitFigures
 
 DEFAULT_LENGTH = 128
 """Tokens at which FLOPs of text models are counted where --max-length does not say."""
@@ -48,12 +48,19 @@ def model_figures(
         size: Bytes of the weight files, where there are any.
     """
     return ModelFigures(
-        accuracy=found.accuracy,
-        loss=found.loss,
+        **quality_figures(found).model_dump(),
         parameters=parameters(loaded.model.module),
         layer_parameters=layer_parameters,
         bytes=size,
         flops=flops(loaded),
+    )
+
+
+def quality_figures(found: Evaluation) -> QualityFigures:
+    """Return how a model fares, without its cost."""
+    return QualityFigures(
+        accuracy=found.accuracy,
+        loss=found.loss,
         kl_to_dense=found.kl_to_dense,
         agreement=found.agreement,
     )

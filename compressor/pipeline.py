@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from collections.abc import Collection
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from torch import nn
 
-from compressor.checkpoint.card import model_card
 from compressor.checkpoint.save import (
     refuse_existing,
     refuse_existing_file,
-    save_directory,
     write_file,
 )
 from compressor.checkpoint.storage import round_to_storage_
@@ -27,8 +22,8 @@ from compressor.figures import (
     data_figures,
     flops,
     left_dense,
-    model_figures,
     parameters,
+    quality_figures,
     versions,
 )
 from compressor.forward import Forward
@@ -39,34 +34,20 @@ from compressor.methods.measurement import Measurement, default_device
 from compressor.methods.method import METHODS
 from compressor.methods.outcome import layer_figures
 from compressor.methods.plan import Plan, read_plan
+from compressor.methods.recover import Recovery, recover
 from compressor.models import LoadedModel, load_model
 from compressor.progress import Progress
-from compressor.saving import lowrank_config
+from compressor.result import make_report, save_result
 from compressor.schema import (
     EvaluationReport,
     MeasurementReport,
     PlanReport,
+    RecoveryFigures,
     Report,
 )
 from compressor.settings import CompressSettings, DataSettings, MethodSettings, ModelSettings
 from compressor.stages import factorize, measure, plan
-
-
-@dataclass
-class Stopwatch:
-    """Seconds spent in each stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the time spent in the block to ``name``."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = time.perf_counter() - start
-            self.seconds[name] = round(self.seconds.get(name, 0.0) + spent, 3)
+from compressor.stopwatch import Stopwatch
 
 
 def measure_model(
@@ -184,7 +165,15 @@ def compress_model(settings: CompressSettings, *, progress: Progress) -> Report:
     with watch.stage("evaluate"):
         dense = _evaluate(loaded, loaded.model.module, "evaluate dense", progress)
         after = _evaluate(loaded, small, "evaluate compressed", progress, dense)
-    report = _report(
+    recovery = None
+    if settings.recover:
+        before = after
+        with watch.stage("recover"):
+            compressed, done = _recover(loaded, found, compressed, settings.recover, progress)
+        with watch.stage("evaluate"):
+            after = _evaluate(loaded, compressed.module, "evaluate recovered", progress, dense)
+        recovery = RecoveryFigures(**asdict(done), without=quality_figures(before))
+    report = make_report(
         settings,
         loaded,
         found,
@@ -192,10 +181,11 @@ def compress_model(settings: CompressSettings, *, progress: Progress) -> Report:
         compressed=compressed,
         dense=dense,
         after=after,
+        recovery=recovery,
         watch=watch,
     )
     with watch.stage("save"):
-        return _save(compressed, report, made, settings)
+        return save_result(compressed, report, made, settings)
 
 
 def evaluate_model(
@@ -306,78 +296,24 @@ def _evaluate(
     )
 
 
-def _report(
-    settings: CompressSettings,
+def _recover(
     loaded: Loaded,
     found: Measurement,
-    *,
-    made: Plan,
     compressed: LoadedModel,
-    dense: Evaluation,
-    after: Evaluation,
-    watch: Stopwatch,
-) -> Report:
-    with watch.stage("report"):
-        layers = layer_figures(found, made.ranks, compressed.module)
-    kept = sum(layer.parameters for layer in layers)
-    return Report(
-        model=settings.model.model,
-        framework=loaded.model.framework,
-        model_sha256=loaded.model.sha256,
-        method=made.method,
-        budget=made.budget,
-        seed=made.seed,
-        device=str(loaded.forward.device),
-        command=settings.command,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        versions=versions(),
-        data=data_figures(loaded.data),
-        dense=model_figures(
-            loaded, dense, found.candidates.layer_parameters, loaded.model.bytes_on_disk
-        ),
-        compressed=model_figures(replace(loaded, model=compressed), after, kept, None),
-        layers=layers,
-        left_dense=left_dense(found),
-        selection=made.selection,
-        norm_correction=made.recipe.norm_correction,
-        seconds=watch.seconds,
-        out=str(settings.out),
-        notes=loaded.notes,
+    steps: int,
+    progress: Progress,
+) -> tuple[LoadedModel, Recovery]:
+    module, done = recover(
+        compressed.module,
+        loaded.model.module,
+        found.calibration,
+        steps,
+        selection=found.selection,
+        forward=loaded.forward,
+        progress=progress,
     )
-
-
-def _save(
-    compressed: LoadedModel, report: Report, made: Plan, settings: CompressSettings
-) -> Report:
-    """Save the directory; the report inside it tells the size of the weights beside it."""
-
-    def with_bytes(size: int) -> Report:
-        figures = report.compressed.model_copy(update={"bytes": size})
-        return report.model_copy(update={"compressed": figures})
-
-    written: list[Report] = []
-
-    def texts(size: int) -> dict[str, str]:
-        written.append(with_bytes(size))
-        return {
-            "plan.json": made.model_dump_json(indent=2) + "\n",
-            "report.json": written[-1].model_dump_json(indent=2) + "\n",
-            "README.md": model_card(written[-1], auto_class=_auto_class(compressed)),
-        }
-
-    save_directory(
-        compressed,
-        settings.out,
-        lowrank=lowrank_config(compressed.module),
-        extra_files=texts,
-        overwrite=settings.overwrite,
-    )
-    return written[-1]
-
-
-def _auto_class(model: LoadedModel) -> str:
-    kind = "Image" if model.modality == "image" else "Sequence"
-    return f"AutoModelFor{kind}Classification"
+    round_to_storage_(module, loaded.model.storage_dtypes)
+    return replace(compressed, module=module), done
 
 
 __all__ = [

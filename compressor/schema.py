@@ -83,28 +83,36 @@ class DataFigures(Strict):
     notes: tuple[str, ...] = ()
 
 
-class ModelFigures(Strict):
-    """A model's quality and cost.
+class QualityFigures(Strict):
+    """How a model fares on the test samples.
 
     Args:
         accuracy: Share of test samples classified correctly, or None without labels.
         loss: Mean cross entropy on the test samples in nats, or None without labels.
-        parameters: All parameters.
-        layer_parameters: Weights of the layers that can be factorized.
-        bytes: Size of the weight files on disk.
-        flops: Floating-point operations of one sample's forward (a multiply-add counts two).
         kl_to_dense: Mean KL(dense ‖ compressed) in nats (compressed only).
         agreement: Share of test samples on which both predict alike (compressed only).
     """
 
     accuracy: float | None
     loss: float | None
+    kl_to_dense: float | None = None
+    agreement: float | None = None
+
+
+class ModelFigures(QualityFigures):
+    """A model's quality, as in `QualityFigures`, and its cost.
+
+    Args:
+        parameters: All parameters.
+        layer_parameters: Weights of the layers that can be factorized.
+        bytes: Size of the weight files on disk.
+        flops: Floating-point operations of one sample's forward (a multiply-add counts two).
+    """
+
     parameters: int
     layer_parameters: int
     bytes: int | None
     flops: int
-    kl_to_dense: float | None = None
-    agreement: float | None = None
 
 
 class Choice(Strict):
@@ -125,8 +133,30 @@ class Choice(Strict):
     chosen: bool
 
 
+class RecoveryFigures(Strict):
+    """What `--recover` did, and the figures without it.
+
+    Args:
+        steps: Steps of training taken.
+        best_step: Step whose factors were kept; 0 keeps those from before.
+        kl_before: Mean KL to the dense model on the selection data before, in nats.
+        kl_after: The same with the factors that were kept.
+        without: How it fared on the test data before: the training-free result.
+    """
+
+    steps: int
+    best_step: int
+    kl_before: float | None
+    kl_after: float | None
+    without: QualityFigures
+
+
 class Report(Strict):
-    """report.json of one compression."""
+    """report.json of one compression.
+
+    ``compressed`` is what was saved; where factors were trained, ``recovery`` holds the figures
+    from before.
+    """
 
     version: int = REPORT_VERSION
     model: str
@@ -146,6 +176,7 @@ class Report(Strict):
     left_dense: tuple[DenseLayer, ...]
     selection: tuple[Choice, ...] = ()
     norm_correction: bool | None = None
+    recovery: RecoveryFigures | None = None
     seconds: dict[str, float]
     out: str
     notes: tuple[str, ...] = ()

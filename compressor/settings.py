@@ -95,6 +95,7 @@ class CompressSettings(BaseModel):
         method: How ranks are chosen.
         out: Directory to write.
         plan: A plan.json to replay instead of choosing ranks.
+        recover: Steps of distillation of the factors after truncation; 0 trains nothing.
         overwrite: Replace ``out`` if it exists.
         seed: Seed of every draw.
         command: The command line as typed, for the report.
@@ -107,6 +108,7 @@ class CompressSettings(BaseModel):
     method: MethodSettings = MethodSettings()
     out: Path
     plan: Path | None = None
+    recover: Annotated[int, Field(ge=0)] = 0
     overwrite: bool = False
     seed: int = 0
     command: str | None = None

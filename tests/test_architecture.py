@@ -11,14 +11,14 @@ ROOT = Path(compressor.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 FLOORS = (
-    ("errors", "registry", "progress", "settings", "schema", "autoregister"),
+    ("errors", "registry", "progress", "settings", "schema", "stopwatch", "autoregister"),
     ("forward", "evaluation.loop"),
     ("collapse.moments", "collapse.metrics", "collapse.spectra", "collapse.clusters"),
     ("layers",),
     ("collapse",),
     ("methods",),
     ("models", "data", "checkpoint", "evaluation", "hf"),
-    ("stages", "inspection", "measuring", "saving", "figures"),
+    ("stages", "inspection", "measuring", "saving", "figures", "result"),
     ("pipeline", "api"),
     ("report",),
     ("demo", "cli", "__main__"),

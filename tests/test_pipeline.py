@@ -190,6 +190,26 @@ def test_a_plan_is_replayed_exactly(compressed, tmp_path):
     assert weights(tmp_path / "replayed") == weights(compressed.out)
 
 
+def test_recovery_is_reported_apart_from_the_truncation(compressed, tmp_path):
+    words = [*compressed.case.words, *QUICK, "--plan", compressed.out / "plan.json"]
+    out = tmp_path / "out"
+    report = Report.model_validate_json(
+        succeed("compress", *words, "--recover", "12", "--out", out, "--json")
+    )
+    assert compressed.report.recovery is None
+    free, done = compressed.report.compressed, report.recovery
+    assert (done.without.accuracy, done.without.kl_to_dense) == (free.accuracy, free.kl_to_dense)
+    assert done.steps == 12
+    assert done.kl_after <= done.kl_before
+    assert report.compressed.parameters == free.parameters
+    saved = EvaluationReport.model_validate_json(
+        succeed("evaluate", out, *compressed.case.saved, *compressed.case.data, *QUICK, "--json")
+    )
+    assert saved.loss == report.compressed.loss
+    assert (done.best_step == 0) == (weights(out) == weights(compressed.out))
+    assert "Without that: accuracy" in (out / "README.md").read_text()
+
+
 def test_an_edited_plan_is_followed(compressed, tmp_path):
     plan = json.loads((compressed.out / "plan.json").read_text())
     first, *_, last = plan["layers"]

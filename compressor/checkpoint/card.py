@@ -67,6 +67,7 @@ def model_card(report: Report, *, auto_class: str = "AutoModelForSequenceClassif
             "",
             _table(report),
             "",
+            *_recovery(report),
             _data(report),
             *(f"\nNote: {note}" for note in report.notes),
             "",
@@ -133,6 +134,19 @@ def _data(report: Report) -> str:
         f"{data.selection.samples:,} other samples. The three are disjoint, and report.json "
         "identifies each by a hash."
     )
+
+
+def _recovery(report: Report) -> list[str]:
+    """Return what training added, apart from the figures of the truncation alone."""
+    recovery = report.recovery
+    if recovery is None:
+        return []
+    return [
+        f"After truncation the factors were trained for {recovery.steps} steps on the dense "
+        "model's predictions. Without that: accuracy "
+        f"{_percent(recovery.without.accuracy)}, KL {_number(recovery.without.kl_to_dense)}.",
+        "",
+    ]
 
 
 def _command(report: Report) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from compressor.cli.options import Overwrite, RunSettings
+from compressor.cli.options import Overwrite, Recover, RunSettings
 from compressor.cli.run import run, typed_command
 from compressor.errors import UsageError
 from compressor.progress import Progress
@@ -33,6 +33,7 @@ def compress(
             rich_help_panel="Method",
         ),
     ] = None,
+    recover: Recover = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Make a checkpoint smaller: measure, plan, factorize, evaluate, save, report.
@@ -42,6 +43,7 @@ def compress(
     compressor compress resnet50 --data photos --budget params=80% --out small
     compressor compress net.py:build --data photos --budget layers=0.7 --out small
     compressor compress bert --data docs.csv --plan plan.json --out small
+    compressor compress bert --data d.csv --plan plan.json --recover 200 --out out
     """
     if plan is None and not method.budget:
         raise UsageError(
@@ -60,6 +62,7 @@ def compress(
                 method=method,
                 out=out,
                 plan=plan,
+                recover=recover,
                 overwrite=overwrite,
                 seed=settings.seed,
                 command=typed_command(),

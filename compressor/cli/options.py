@@ -176,6 +176,17 @@ Overwrite = Annotated[
 ]
 
 
+Recover = Annotated[
+    int,
+    _option(
+        "Method",
+        min=0,
+        metavar="STEPS",
+        help="Train the factors on the dense model's predictions for so many steps; 0 for none.",
+    ),
+]
+
+
 class RunSettings(BaseModel):
     """How a command talks, and the seed it draws from.
 

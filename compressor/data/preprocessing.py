@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from compressor.errors import DataError
@@ -69,6 +69,8 @@ def decode(sample: object, transform: ImageTransform) -> tuple[Tensor, bytes]:
         content = sample.read_bytes() if isinstance(sample, Path) else sample
         with Image.open(io.BytesIO(content)) as image:
             converted = image.convert(_mode(transform))
+    except UnidentifiedImageError as error:  # its own message names an address in memory
+        raise UnreadableImageError("is no image") from error
     except _DECODING_ERRORS as error:
         raise UnreadableImageError(str(error) or type(error).__name__) from error
     if transform.custom is not None:

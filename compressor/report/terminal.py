@@ -22,6 +22,7 @@ from compressor.schema import (
     MeasurementReport,
     ModelFigures,
     PlanReport,
+    RecoveryFigures,
     Report,
 )
 
@@ -39,10 +40,11 @@ def view_report(report: Report) -> RenderableType:
         BLANK,
         _ranks(report.layers),
         BLANK,
-        _before_and_after(report.dense, report.compressed),
+        _before_and_after(report.dense, report.compressed, report.recovery),
         BLANK,
         *_data(report.data),
         *([Text(guided)] if guided else []),
+        *([_line("recovery", _recovery(report.recovery))] if report.recovery else []),
         *_left_dense(report.left_dense),
         *_notes(note for note in report.notes if note not in report.data.notes),
         _line("time", duration(sum(report.seconds.values()))),
@@ -205,8 +207,11 @@ def _ranks(layers: Sequence[LayerFigures]) -> RenderableType:
     return Group(table, Text(legend, style="dim"))
 
 
-def _before_and_after(dense: ModelFigures, small: ModelFigures) -> RenderableType:
-    table = plain_table(("", "dense", "compressed", "share"))
+def _before_and_after(
+    dense: ModelFigures, small: ModelFigures, recovery: RecoveryFigures | None
+) -> RenderableType:
+    title = "compressed" if recovery is None else "recovered"
+    table = plain_table(("", "dense", title, "share"))
     rows = (
         ("parameters", count, dense.parameters, small.parameters),
         ("  in these layers", count, dense.layer_parameters, small.layer_parameters),
@@ -219,7 +224,22 @@ def _before_and_after(dense: ModelFigures, small: ModelFigures) -> RenderableTyp
         table.add_row(*_cells(label, show(before), show(after), share))
     table.add_row(*_cells("same prediction", "", percent(small.agreement, 2), ""))
     table.add_row(*_cells("KL to dense, nats", "", nats(small.kl_to_dense), ""))
+    if recovery is not None:
+        table.add_row(*_cells("without recovery", "", "", ""))
+        free = recovery.without
+        table.add_row(*_cells("  accuracy", "", percent(free.accuracy, 2), ""))
+        table.add_row(*_cells("  same prediction", "", percent(free.agreement, 2), ""))
+        table.add_row(*_cells("  KL to dense, nats", "", nats(free.kl_to_dense), ""))
     return table
+
+
+def _recovery(recovery: RecoveryFigures) -> str:
+    kept = f"those of step {recovery.best_step}" if recovery.best_step else "those from before"
+    return (
+        f"{recovery.steps} steps of training on the dense model's predictions; kept the factors "
+        f"nearest to it on the selection data, {kept}: KL {nats(recovery.kl_before)} → "
+        f"{nats(recovery.kl_after)}"
+    )
 
 
 def _choices(choices: Iterable[Choice]) -> RenderableType:

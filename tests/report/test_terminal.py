@@ -10,7 +10,14 @@ from compressor.report.terminal import (
     view_plan,
     view_report,
 )
-from compressor.schema import EvaluationReport, Inspection, MeasurementReport, PlanReport
+from compressor.schema import (
+    EvaluationReport,
+    Inspection,
+    MeasurementReport,
+    PlanReport,
+    QualityFigures,
+    RecoveryFigures,
+)
 
 from .results import DATA, INSPECTED, LEFT_DENSE, LONG_NAME, MEASURED, report
 
@@ -115,6 +122,15 @@ def test_a_plan_has_no_column_for_what_was_lost():
     text = shown(view_plan(PLAN.model_copy(update={"layers": layers})))
     assert "lost" not in text.lower()
     assert "NC1 bound" in text
+
+
+def test_recovery_stands_apart():
+    without = QualityFigures(accuracy=0.9012, loss=0.4, kl_to_dense=0.0456, agreement=0.95)
+    done = RecoveryFigures(steps=200, best_step=175, kl_before=0.05, kl_after=0.02, without=without)
+    text = shown(view_report(report().model_copy(update={"recovery": done})))
+    for words in ("recovered", "without recovery", "90.12 %", "0.0456", "step 175", "0.05 → 0.02"):
+        assert words in text
+    assert "recover" not in shown(VIEWS["report"])
 
 
 def test_a_layer_kept_dense_says_so():

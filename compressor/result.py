@@ -1,0 +1,108 @@
+"""The result of a compression: its report, and the directory that holds it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from compressor.checkpoint.card import model_card
+from compressor.checkpoint.save import save_directory
+from compressor.evaluation.loop import Evaluation
+from compressor.figures import Loaded, data_figures, left_dense, model_figures, versions
+from compressor.methods.measurement import Measurement
+from compressor.methods.outcome import layer_figures
+from compressor.methods.plan import Plan
+from compressor.models import LoadedModel
+from compressor.saving import lowrank_config
+from compressor.schema import RecoveryFigures, Report
+from compressor.settings import CompressSettings
+from compressor.stopwatch import Stopwatch
+
+
+def make_report(
+    settings: CompressSettings,
+    loaded: Loaded,
+    found: Measurement,
+    *,
+    made: Plan,
+    compressed: LoadedModel,
+    dense: Evaluation,
+    after: Evaluation,
+    recovery: RecoveryFigures | None,
+    watch: Stopwatch,
+) -> Report:
+    """Return the report of a finished compression.
+
+    Args:
+        settings: What was asked for.
+        loaded: The dense model and the data.
+        found: What was measured.
+        made: The plan that was carried out.
+        compressed: The model that will be saved.
+        dense: How the dense model fares on the test data.
+        after: How the model that will be saved fares there.
+        recovery: What training did after the truncation, where there was any.
+        watch: The time that each stage took.
+    """
+    with watch.stage("report"):
+        layers = layer_figures(found, made.ranks, compressed.module)
+    kept = sum(layer.parameters for layer in layers)
+    return Report(
+        model=settings.model.model,
+        framework=loaded.model.framework,
+        model_sha256=loaded.model.sha256,
+        method=made.method,
+        budget=made.budget,
+        seed=made.seed,
+        device=str(loaded.forward.device),
+        command=settings.command,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=versions(),
+        data=data_figures(loaded.data),
+        dense=model_figures(
+            loaded, dense, found.candidates.layer_parameters, loaded.model.bytes_on_disk
+        ),
+        compressed=model_figures(replace(loaded, model=compressed), after, kept, None),
+        layers=layers,
+        left_dense=left_dense(found),
+        selection=made.selection,
+        norm_correction=made.recipe.norm_correction,
+        recovery=recovery,
+        seconds=watch.seconds,
+        out=str(settings.out),
+        notes=loaded.notes,
+    )
+
+
+def save_result(
+    compressed: LoadedModel, report: Report, made: Plan, settings: CompressSettings
+) -> Report:
+    """Save the directory; the report inside it tells the size of the weights beside it."""
+
+    def with_bytes(size: int) -> Report:
+        figures = report.compressed.model_copy(update={"bytes": size})
+        return report.model_copy(update={"compressed": figures})
+
+    written: list[Report] = []
+
+    def texts(size: int) -> dict[str, str]:
+        written.append(with_bytes(size))
+        return {
+            "plan.json": made.model_dump_json(indent=2) + "\n",
+            "report.json": written[-1].model_dump_json(indent=2) + "\n",
+            "README.md": model_card(written[-1], auto_class=_auto_class(compressed)),
+        }
+
+    save_directory(
+        compressed,
+        settings.out,
+        lowrank=lowrank_config(compressed.module),
+        extra_files=texts,
+        overwrite=settings.overwrite,
+    )
+    return written[-1]
+
+
+def _auto_class(model: LoadedModel) -> str:
+    kind = "Image" if model.modality == "image" else "Sequence"
+    return f"AutoModelFor{kind}Classification"
