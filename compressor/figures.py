@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
@@ -63,6 +64,25 @@ def quality_figures(found: Evaluation) -> QualityFigures:
         loss=found.loss,
         kl_to_dense=found.kl_to_dense,
         agreement=found.agreement,
+    )
+
+
+def doubts(found: Evaluation, classes: int) -> tuple[str, ...]:
+    """Return a note where a dense model does no better than guessing, else nothing.
+
+    Guessing among C classes is right 1/C of the time; a model within two standard errors of that
+    most likely got labels in another order than its own, or inputs prepared for another model.
+    """
+    if found.accuracy is None or classes < 2:
+        return ()
+    chance = 1 / classes
+    error = math.sqrt(chance * (1 - chance) / found.samples)
+    if found.accuracy > chance + 2 * error:
+        return ()
+    return (
+        f"The model is right on {found.accuracy:.1%} of {found.samples} test samples, no better "
+        f"than guessing among {classes} classes. Check that the labels mean its classes, and that "
+        "it is given its inputs as it was trained on them.",
     )
 
 

@@ -20,6 +20,7 @@ from compressor.evaluation.loop import Evaluation, evaluate
 from compressor.figures import (
     Loaded,
     data_figures,
+    doubts,
     flops,
     left_dense,
     parameters,
@@ -164,6 +165,7 @@ def compress_model(settings: CompressSettings, *, progress: Progress) -> Report:
     compressed = replace(loaded.model, module=small)
     with watch.stage("evaluate"):
         dense = _evaluate(loaded, loaded.model.module, "evaluate dense", progress)
+        loaded = _doubted(loaded, dense, progress)
         after = _evaluate(loaded, small, "evaluate compressed", progress, dense)
     recovery = None
     if settings.recover:
@@ -206,6 +208,7 @@ def evaluate_model(
         )
     with watch.stage("evaluate"):
         found = _evaluate(loaded, loaded.model.module, "evaluate", progress)
+        loaded = _doubted(loaded, found, progress)
     return EvaluationReport(
         accuracy=found.accuracy,
         loss=found.loss,
@@ -294,6 +297,14 @@ def _evaluate(
         description=description,
         total=-(-len(test) // test.batch_size),
     )
+
+
+def _doubted(loaded: Loaded, found: Evaluation, progress: Progress) -> Loaded:
+    """Return the model with a note where it does no better than guessing."""
+    notes = doubts(found, len(loaded.data.class_names))
+    for note in notes:
+        progress.note(note)
+    return replace(loaded, model=replace(loaded.model, notes=(*loaded.model.notes, *notes)))
 
 
 def _recover(

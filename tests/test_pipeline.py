@@ -210,6 +210,15 @@ def test_recovery_is_reported_apart_from_the_truncation(compressed, tmp_path):
     assert "Without that: accuracy" in (out / "README.md").read_text()
 
 
+def test_labels_that_do_not_mean_the_models_classes_are_noticed(compressions, tmp_path):
+    rows = texts(60, seed=3)
+    turned = dict(zip(TOPICS, [*list(TOPICS)[1:], *TOPICS], strict=False))
+    write_table(tmp_path / "turned.csv", [(text, turned[topic]) for text, topic in rows])
+    model = compressions("transformers").case.model
+    found = succeed("evaluate", *model, "--data", tmp_path / "turned.csv", "--json")
+    assert "no better than guessing among 3 classes" in found
+
+
 def test_an_edited_plan_is_followed(compressed, tmp_path):
     plan = json.loads((compressed.out / "plan.json").read_text())
     first, *_, last = plan["layers"]
