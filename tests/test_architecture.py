@@ -12,7 +12,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 FLOORS = (
     ("errors", "registry", "progress", "settings", "schema", "autoregister"),
-    ("forward", "evaluation.loop"),
+    ("forward", "tokens", "evaluation.loop", "evaluation.tokens"),
     ("collapse.moments", "collapse.metrics", "collapse.spectra", "collapse.clusters"),
     ("layers",),
     ("collapse",),
@@ -29,6 +29,8 @@ FLOORS = (
 ROOMS = {
     "transformers": (
         "models.transformers",
+        "models.architectures",
+        "models.gguf",
         "models.image_processor",
         "models.quiet",
         "layers.conv1d",
