@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import TypedDict
 
 import torch
 from torch import nn
@@ -18,6 +20,9 @@ from compressor.schema import DataFigures, DenseLayer, ModelFigures, SplitFigure
 
 DEFAULT_LENGTH = 128
 """Tokens at which FLOPs of text models are counted where --max-length does not say."""
+
+LARGEST_EXPONENT = 700.0
+"""exp of more does not fit a float64."""
 
 REPORTED_PACKAGES = ("compressor", "torch", "transformers", "timm", "safetensors", "numpy")
 
@@ -56,7 +61,37 @@ def model_figures(
         flops=flops(loaded),
         kl_to_dense=found.kl_to_dense,
         agreement=found.agreement,
+        **perplexities(found, loaded.data.test_bytes),
     )
+
+
+class Perplexities(TypedDict):
+    """Figures of a model that predicts tokens; None of one that does not."""
+
+    perplexity: float | None
+    byte_perplexity: float | None
+    tokens: int | None
+
+
+def perplexities(found: Evaluation, size: int | None) -> Perplexities:
+    """Return exp of the loss per token and per byte.
+
+    Args:
+        found: How the model fares.
+        size: UTF-8 bytes of the predicted text, where they are known.
+    """
+    if found.tokens is None or found.loss is None:
+        return Perplexities(perplexity=None, byte_perplexity=None, tokens=None)
+    total = found.loss * found.tokens
+    return Perplexities(
+        perplexity=_exp(found.loss),
+        byte_perplexity=_exp(total / size) if size else None,
+        tokens=found.tokens,
+    )
+
+
+def _exp(loss: float) -> float:
+    return math.exp(loss) if loss < LARGEST_EXPONENT else math.inf
 
 
 def flops(loaded: Loaded) -> int:

@@ -29,6 +29,7 @@ from compressor.figures import (
     left_dense,
     model_figures,
     parameters,
+    perplexities,
     versions,
 )
 from compressor.forward import Forward
@@ -40,6 +41,7 @@ from compressor.methods.method import METHODS
 from compressor.methods.outcome import layer_figures
 from compressor.methods.plan import Plan, read_plan
 from compressor.models import LoadedModel, load_model
+from compressor.models.architectures import auto_name
 from compressor.progress import Progress
 from compressor.saving import lowrank_config
 from compressor.schema import (
@@ -50,6 +52,7 @@ from compressor.schema import (
 )
 from compressor.settings import CompressSettings, DataSettings, MethodSettings, ModelSettings
 from compressor.stages import factorize, measure, plan
+from compressor.tokens import TokenForward
 
 
 @dataclass
@@ -224,6 +227,7 @@ def evaluate_model(
         flops=flops(loaded),
         seconds=watch.seconds["evaluate"],
         notes=loaded.notes,
+        **perplexities(found, loaded.data.test_bytes),
     )
 
 
@@ -242,7 +246,10 @@ def _load(
         for note in found.notes:
             progress.note(note)
         labelled = load_data(data, found, seed=seed, progress=progress)
-    forward = Forward(classes=labelled.classes, device=default_device(found.module))
+    device = default_device(found.module)
+    forward = Forward(classes=labelled.classes, device=device)
+    if found.task != "classification":
+        forward = TokenForward(device=device)
     return Loaded(found, labelled, forward)
 
 
@@ -352,7 +359,9 @@ def _save(
         return {
             "plan.json": made.model_dump_json(indent=2) + "\n",
             "report.json": written[-1].model_dump_json(indent=2) + "\n",
-            "README.md": model_card(written[-1], auto_class=_auto_class(compressed)),
+            "README.md": model_card(
+                written[-1], auto_class=auto_name(type(compressed.module).__name__)
+            ),
         }
 
     save_directory(
@@ -363,11 +372,6 @@ def _save(
         overwrite=settings.overwrite,
     )
     return written[-1]
-
-
-def _auto_class(model: LoadedModel) -> str:
-    kind = "Image" if model.modality == "image" else "Sequence"
-    return f"AutoModelFor{kind}Classification"
 
 
 __all__ = [

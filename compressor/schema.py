@@ -91,6 +91,11 @@ class ModelFigures(Strict):
         flops: Floating-point operations of one sample's forward (a multiply-add counts two).
         kl_to_dense: Mean KL(dense ‖ compressed) in nats (compressed only).
         agreement: Share of test samples on which both predict alike (compressed only).
+        perplexity: exp(loss) of each token, where tokens are predicted; accuracy, loss, KL and
+            agreement are then means over tokens.
+        byte_perplexity: exp of the loss per UTF-8 byte of the predicted text: comparable between
+            tokenizers.
+        tokens: Tokens predicted.
     """
 
     accuracy: float | None
@@ -101,6 +106,9 @@ class ModelFigures(Strict):
     flops: int
     kl_to_dense: float | None = None
     agreement: float | None = None
+    perplexity: float | None = None
+    byte_perplexity: float | None = None
+    tokens: int | None = None
 
 
 class Choice(Strict):
@@ -249,4 +257,7 @@ class EvaluationReport(Strict):
     bytes: int | None
     flops: int
     seconds: float
+    perplexity: float | None = None
+    byte_perplexity: float | None = None
+    tokens: int | None = None
     notes: tuple[str, ...] = ()
