@@ -10,8 +10,8 @@ import torch
 
 from compressor.errors import MissingExtraError, ModelError
 from compressor.models.quiet import quiet
-from compressor.models.source import MODEL_SOURCES, LoadedModel, ModelOptions
-from compressor.models.transformers import TransformersSource, describe_pretrained
+from compressor.models.source import LoadedModel, ModelOptions
+from compressor.models.transformers import describe_pretrained
 from compressor.models.weights import refuse_non_finite
 
 if TYPE_CHECKING:
@@ -20,52 +20,35 @@ if TYPE_CHECKING:
 SUFFIX = ".gguf"
 
 
-class GgufSource(TransformersSource):
-    """Loads a GGUF file, or a directory that holds one and no config.json.
+def load_gguf(reference: str, options: ModelOptions) -> LoadedModel:
+    """Load and dequantize a GGUF file, or the one that a directory without config.json holds.
 
     What is loaded is a transformers model like any other and is saved as one: in float32, as a
     GGUF of quantized weights names no type that its factors could be stored in.
+
+    Raises:
+        MissingExtraError: If the package gguf is not installed.
+        ModelError: If the file is missing, damaged or of an architecture that transformers cannot
+            read.
     """
-
-    name = "gguf"
-
-    def recognises(self, reference: str, options: ModelOptions) -> bool:
-        """Return whether ``reference``, or the checkpoint beside it, is a GGUF file."""
-        return gguf_file(reference, options.checkpoint) is not None
-
-    def load(self, reference: str, options: ModelOptions) -> LoadedModel:
-        """Load and dequantize the model.
-
-        Raises:
-            MissingExtraError: If the package gguf is not installed.
-            ModelError: If the file is damaged or of an architecture that transformers cannot read.
-        """
-        file = gguf_file(reference, options.checkpoint)
-        assert file is not None
-        if find_spec("gguf") is None:
-            raise MissingExtraError("Reading GGUF files", "gguf")
-        module = _from_pretrained(file)
-        refuse_non_finite(module, str(file))
-        return describe_pretrained(
-            torch.nn.Module.to(module, options.device),
-            reference,
-            options,
-            tokenizer=_tokenizer(file),
-            files=(file,),
-            notes=(
-                f"{file.name} is a GGUF file: its weights were dequantized, and what is saved "
-                "holds them in float32. Sizes on disk therefore do not compare.",
-            ),
-        )
-
-    def skeleton(self, reference: str, options: ModelOptions) -> LoadedModel:
-        """Load the weights too: a GGUF's shapes stand in the same file."""
-        return self.load(reference, options)
-
-    def owns(self, module: torch.nn.Module) -> bool:
-        """Return False: once loaded it is a transformers model."""
-        del module
-        return False
+    file = gguf_file(reference, options.checkpoint)
+    if file is None:
+        raise ModelError(f"{reference} is no GGUF file and no directory that holds one.")
+    if find_spec("gguf") is None:
+        raise MissingExtraError("Reading GGUF files", "gguf")
+    module = _from_pretrained(file)
+    refuse_non_finite(module, str(file))
+    return describe_pretrained(
+        torch.nn.Module.to(module, options.device),
+        reference,
+        options,
+        tokenizer=_tokenizer(file),
+        files=(file,),
+        notes=(
+            f"{file.name} is a GGUF file: its weights were dequantized, and what is saved holds "
+            "them in float32. Sizes on disk therefore do not compare.",
+        ),
+    )
 
 
 def gguf_file(reference: str, checkpoint: Path | None) -> Path | None:
@@ -122,6 +105,3 @@ def _tokenizer(file: Path) -> object:
     with quiet():
         tokenizer: object = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     return tokenizer
-
-
-MODEL_SOURCES.register("gguf")(GgufSource())

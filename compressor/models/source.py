@@ -207,7 +207,6 @@ MODEL_SOURCES: Registry[ModelSource] = Registry(
     group="model_sources",
     modules=(
         "compressor.models.transformers",
-        "compressor.models.gguf",
         "compressor.models.timm",
         "compressor.models.module",
     ),
