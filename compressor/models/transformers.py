@@ -243,7 +243,7 @@ def _from_pretrained(
         raise ModelError(
             f"{reference}: the checkpoint lacks {', '.join(missing[:3])}"
             f"{', …' if len(missing) > 3 else ''}, which transformers would fill with random "
-            "values. Expected a checkpoint that was trained with its head."
+            "values. Expected a checkpoint fine-tuned with its head."
         )
     loaded: PreTrainedModel = module.eval()
     return loaded
