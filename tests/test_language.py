@@ -10,6 +10,7 @@ from torch.nn import functional
 
 import compressor
 from compressor.data import load_data
+from compressor.methods.method import METHODS
 from compressor.models import load_model
 from compressor.pipeline import compress_model, evaluate_model, inspect_model, measure_model
 from compressor.progress import SILENT
@@ -148,3 +149,19 @@ def test_without_gradients_and_the_other_commands(corpus, tmp_path):
     listed = inspect_model(model, MethodSettings(), progress=SILENT)
     assert [layer.name for layer in listed.layers] == [layer.name for layer in found.layers]
     assert "lm_head" in {layer.name for layer in listed.left_dense}
+
+
+@pytest.mark.parametrize("method", METHODS.names())
+def test_every_method_takes_a_language_model(method, corpus, tmp_path):
+    model = language.save("llama", tmp_path / "dense")
+    loaded = load_model(ModelSettings(model=str(model)))
+    data = load_data(DataSettings(data=str(corpus), **DATA), loaded, seed=0)
+    found = compressor.compress(
+        loaded.module,
+        data.calibration,
+        "layers=60%",
+        selection=data.selection,
+        test=data.test,
+        method=method,
+    )
+    assert found.compressed.kl_to_dense > 0

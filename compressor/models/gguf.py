@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +85,8 @@ def _from_pretrained(file: Path) -> PreTrainedModel:
     if not file.is_file():
         raise ModelError(f"{file}: no such file. Expected a GGUF file.")
     try:
-        with quiet():
+        # The bar over the tensors asks nobody whether it is wanted.
+        with quiet(), contextlib.redirect_stderr(io.StringIO()):
             module: Any = AutoModelForCausalLM.from_pretrained(
                 file.parent, gguf_file=file.name, dtype=torch.float32
             )
