@@ -9,8 +9,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from compressor.evaluation.loop import Evaluation, evaluate
-from compressor.forward import Batch, Batches, Forward
-from compressor.methods.measurement import default_device
+from compressor.forward import Batch, Batches
 from compressor.methods.plan import Plan
 from compressor.progress import SILENT, Progress
 from compressor.saving import save
@@ -55,8 +54,8 @@ def compress(
     """Measure, plan, factorize, evaluate and save a model in one call.
 
     Args:
-        model: Any module whose output holds class logits [B, C].
-        batches: Calibration batches (inputs, labels [B] or None).
+        model: Any module whose output holds class logits [B, C], or logits of tokens [B, T, V].
+        batches: Calibration batches (inputs, labels [B] or None; of tokens, labels [B, T]).
         budget: One or several budgets, for instance ``"layers=50%"``.
         test: Batches to compare both models on.
         selection: Held-out batches that choices are judged on; None holds out every fourth of
@@ -92,7 +91,7 @@ def compress(
     dense = compressed = None
     if test is not None:
         test = replayable(test)
-        forward = Forward(device=default_device(model))
+        forward = measurement.forward
         dense = evaluate(model, test, forward=forward, progress=progress)
         compressed = evaluate(
             small, test, forward=forward, dense_logits=dense.logits, progress=progress

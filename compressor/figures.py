@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import TypedDict
 
 import torch
 from torch import nn
@@ -19,6 +20,9 @@ from compressor.schema import DataFigures, DenseLayer, ModelFigures, QualityFigu
 
 DEFAULT_LENGTH = 128
 """Tokens at which FLOPs of text models are counted where --max-length does not say."""
+
+LARGEST_EXPONENT = 700.0
+"""exp of more does not fit a float64."""
 
 REPORTED_PACKAGES = ("compressor", "torch", "transformers", "timm", "safetensors", "numpy")
 
@@ -49,7 +53,7 @@ def model_figures(
         size: Bytes of the weight files, where there are any.
     """
     return ModelFigures(
-        **quality_figures(found).model_dump(),
+        **quality_figures(found, loaded.data.test_bytes).model_dump(),
         parameters=parameters(loaded.model.module),
         layer_parameters=layer_parameters,
         bytes=size,
@@ -57,13 +61,19 @@ def model_figures(
     )
 
 
-def quality_figures(found: Evaluation) -> QualityFigures:
-    """Return how a model fares, without its cost."""
+def quality_figures(found: Evaluation, size: int | None) -> QualityFigures:
+    """Return how a model fares, without its cost.
+
+    Args:
+        found: How it fares on the test data.
+        size: UTF-8 bytes of the predicted text, where tokens are predicted.
+    """
     return QualityFigures(
         accuracy=found.accuracy,
         loss=found.loss,
         kl_to_dense=found.kl_to_dense,
         agreement=found.agreement,
+        **perplexities(found, size),
     )
 
 
@@ -84,6 +94,35 @@ def doubts(found: Evaluation, classes: int) -> tuple[str, ...]:
         f"than guessing among {classes} classes. Check that the labels mean its classes, and that "
         "it is given its inputs as it was trained on them.",
     )
+
+
+class Perplexities(TypedDict):
+    """Figures of a model that predicts tokens; None of one that does not."""
+
+    perplexity: float | None
+    byte_perplexity: float | None
+    tokens: int | None
+
+
+def perplexities(found: Evaluation, size: int | None) -> Perplexities:
+    """Return exp of the loss per token and per byte.
+
+    Args:
+        found: How the model fares.
+        size: UTF-8 bytes of the predicted text, where they are known.
+    """
+    if found.tokens is None or found.loss is None:
+        return Perplexities(perplexity=None, byte_perplexity=None, tokens=None)
+    total = found.loss * found.tokens
+    return Perplexities(
+        perplexity=_exp(found.loss),
+        byte_perplexity=_exp(total / size) if size else None,
+        tokens=found.tokens,
+    )
+
+
+def _exp(loss: float) -> float:
+    return math.exp(loss) if loss < LARGEST_EXPONENT else math.inf
 
 
 def flops(loaded: Loaded) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,11 @@ from compressor.errors import ModelError
 Inputs: TypeAlias = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 """What a model is called on: ``model(x)``, ``model(*xs)`` or ``model(**xs)``."""
 
+Task = Literal["classification", "causal", "masked", "seq2seq"]
+"""What a model predicts: a class of the sample, or the next token, masked ones, an answer's."""
+
 Batch: TypeAlias = tuple[Inputs, Tensor | None]
-"""Inputs of B samples, and their labels [B] (int64) or None."""
+"""Inputs of B samples, and their labels [B] (int64) or None; [B, T] where tokens are predicted."""
 
 Batches: TypeAlias = Iterable[Batch]
 """Batches that can be iterated more than once, in the same order each time."""
@@ -41,6 +44,11 @@ class Forward:
             ModelError: If the output holds no two-dimensional logits.
         """
         logits = logits_of(call(model, to_device(inputs, self.device)))
+        if logits.ndim != 2:
+            raise ModelError(
+                f"The model's logits have shape {tuple(logits.shape)}; expected [batch, classes]. "
+                "A model that predicts tokens needs labels [batch, tokens]."
+            )
         return logits if self.classes is None else logits[:, self.classes.to(logits.device)]
 
 
@@ -54,7 +62,7 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
 
 
 def logits_of(output: Any) -> Tensor:
-    """Return the class logits [B, C] in a model's output (tensor, tuple, dict or ModelOutput).
+    """Return the logits [B, C] or [B, T, V] in a model's output (tensor, tuple, dict, ModelOutput).
 
     Raises:
         ModelError: If there are none.
@@ -64,15 +72,16 @@ def logits_of(output: Any) -> Tensor:
         logits = logits.get("logits", next(iter(logits.values()), None))
     if isinstance(logits, (tuple, list)):
         logits = logits[0]
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
+    if not isinstance(logits, Tensor) or logits.ndim not in (2, 3):
         found = (
             f"a tensor of shape {tuple(logits.shape)}"
             if isinstance(logits, Tensor)
             else type(logits).__name__
         )
         raise ModelError(
-            f"The model's output holds no class logits: expected a tensor [batch, classes], found "
-            f"{found}. Wrap the model so that it returns its logits."
+            f"The model's output holds no class logits: expected a tensor [batch, classes] (or "
+            f"[batch, tokens, vocabulary] of a language model), found {found}. Wrap the "
+            "model so that it returns its logits."
         )
     return logits
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from compressor.collapse.metrics import cdnv, collapse, nc1_quotient, nearest_mean_mismatch
+from compressor.collapse.metrics import collapse, nearest_mean_mismatch
 from compressor.collapse.spectra import (
     effective_rank,
     numerical_rank,
@@ -35,8 +35,10 @@ def measured_layers(measurement: Measurement) -> tuple[MeasuredLayer, ...]:
         layer = found.layer
         weight = LAYER_KINDS.get(layer.kind).matrix(modules[name]).double()
         weight = weight.to(found.inputs.means.device)
-        inputs = collapse(found.inputs)
-        outputs = collapse(found.outputs, _pushed(weight, found.inputs.within_covariance))
+        inputs = collapse(found.input_classes)
+        # Where rare tokens stand apart, Σ_W of the classes alone is known by its trace only.
+        spread = None if found.rest else _pushed(weight, found.inputs.within_covariance)
+        outputs = collapse(found.output_classes, spread)
         own = singular_values(weight)
         data = singular_values(weight, found.inputs.total_covariance)
         measured.append(
@@ -53,9 +55,9 @@ def measured_layers(measurement: Measurement) -> tuple[MeasuredLayer, ...]:
                 tcv=inputs.tcv,
                 tcv_relative=inputs.tcv_relative,
                 nearest_mean_mismatch=mismatch.get(layer.group),
-                nc1_quotient_output=nc1_quotient(found.outputs),
+                nc1_quotient_output=outputs.nc1_quotient,
                 nc1_output=outputs.nc1,
-                cdnv_output=cdnv(found.outputs),
+                cdnv_output=outputs.cdnv,
                 stable_rank=stable_rank(own),
                 effective_rank=effective_rank(own),
                 numerical_rank=numerical_rank(own),

@@ -14,7 +14,7 @@ from compressor.checkpoint.save import (
     write_file,
 )
 from compressor.checkpoint.storage import round_to_storage_
-from compressor.data import SPLITS, load_data
+from compressor.data import CALIBRATION, SPLITS, load_data
 from compressor.errors import DataError
 from compressor.evaluation.loop import Evaluation, evaluate
 from compressor.figures import (
@@ -24,6 +24,7 @@ from compressor.figures import (
     flops,
     left_dense,
     parameters,
+    perplexities,
     quality_figures,
     versions,
 )
@@ -49,6 +50,7 @@ from compressor.schema import (
 from compressor.settings import CompressSettings, DataSettings, MethodSettings, ModelSettings
 from compressor.stages import factorize, measure, plan
 from compressor.stopwatch import Stopwatch
+from compressor.tokens import TokenForward
 
 
 def measure_model(
@@ -68,7 +70,9 @@ def measure_model(
     """
     watch = Stopwatch()
     if data.limit is not None:
-        data = data.model_copy(update={"calibration": min(data.calibration, data.limit)})
+        data = data.model_copy(
+            update={"calibration": min(data.calibration or CALIBRATION, data.limit)}
+        )
     loaded = _load(model, data, seed, watch, progress)
     # Collapse needs no gradients, so none are taken whatever the method.
     forward_only = method.model_copy(update={"method": "whitened", "gradients": False})
@@ -174,7 +178,9 @@ def compress_model(settings: CompressSettings, *, progress: Progress) -> Report:
             compressed, done = _recover(loaded, found, compressed, settings.recover, progress)
         with watch.stage("evaluate"):
             after = _evaluate(loaded, compressed.module, "evaluate recovered", progress, dense)
-        recovery = RecoveryFigures(**asdict(done), without=quality_figures(before))
+        recovery = RecoveryFigures(
+            **asdict(done), without=quality_figures(before, loaded.data.test_bytes)
+        )
     report = make_report(
         settings,
         loaded,
@@ -221,6 +227,7 @@ def evaluate_model(
         flops=flops(loaded),
         seconds=watch.seconds["evaluate"],
         notes=loaded.notes,
+        **perplexities(found, loaded.data.test_bytes),
     )
 
 
@@ -245,7 +252,10 @@ def _load(
         for note in found.notes:
             progress.note(note)
         labelled = load_data(data, found, seed=seed, splits=splits, progress=progress)
-    forward = Forward(classes=labelled.classes, device=default_device(found.module))
+    device = default_device(found.module)
+    forward = Forward(classes=labelled.classes, device=device)
+    if found.task != "classification":
+        forward = TokenForward(device=device)
     return Loaded(found, labelled, forward)
 
 

@@ -13,6 +13,7 @@ from compressor.methods.measurement import Measurement
 from compressor.methods.outcome import layer_figures
 from compressor.methods.plan import Plan
 from compressor.models import LoadedModel
+from compressor.models.architectures import auto_name
 from compressor.saving import lowrank_config
 from compressor.schema import RecoveryFigures, Report
 from compressor.settings import CompressSettings
@@ -90,7 +91,9 @@ def save_result(
         return {
             "plan.json": made.model_dump_json(indent=2) + "\n",
             "report.json": written[-1].model_dump_json(indent=2) + "\n",
-            "README.md": model_card(written[-1], auto_class=_auto_class(compressed)),
+            "README.md": model_card(
+                written[-1], auto_class=auto_name(type(compressed.module).__name__)
+            ),
         }
 
     save_directory(
@@ -101,8 +104,3 @@ def save_result(
         overwrite=settings.overwrite,
     )
     return written[-1]
-
-
-def _auto_class(model: LoadedModel) -> str:
-    kind = "Image" if model.modality == "image" else "Sequence"
-    return f"AutoModelFor{kind}Classification"

@@ -91,12 +91,20 @@ class QualityFigures(Strict):
         loss: Mean cross entropy on the test samples in nats, or None without labels.
         kl_to_dense: Mean KL(dense ‖ compressed) in nats (compressed only).
         agreement: Share of test samples on which both predict alike (compressed only).
+        perplexity: exp(loss) of each token, where tokens are predicted; accuracy, loss, KL and
+            agreement are then means over tokens.
+        byte_perplexity: exp of the loss per UTF-8 byte of the predicted text: comparable between
+            tokenizers.
+        tokens: Tokens predicted.
     """
 
     accuracy: float | None
     loss: float | None
     kl_to_dense: float | None = None
     agreement: float | None = None
+    perplexity: float | None = None
+    byte_perplexity: float | None = None
+    tokens: int | None = None
 
 
 class ModelFigures(QualityFigures):
@@ -284,6 +292,9 @@ class EvaluationReport(Strict):
     bytes: int | None
     flops: int
     seconds: float
+    perplexity: float | None = None
+    byte_perplexity: float | None = None
+    tokens: int | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -41,11 +41,13 @@ class DataSettings(BaseModel):
     """Which data, and how it is read and split.
 
     Args:
-        data: Class folders, a table or a directory of tables, a saved datasets directory, a hub id.
+        data: Class folders, a table or a directory of tables, a saved datasets directory, a hub id;
+            for models that predict tokens also a text file or a directory of them.
+        test_data: Other data to test on, where ``data`` shall not be.
         text_column: Column of the text, where the data has several.
         label_column: Column of the label, where it cannot be told.
-        max_length: Longest sequence in tokens.
-        calibration: Largest number of calibration samples.
+        max_length: Longest sequence in tokens; the length of windows where tokens are predicted.
+        calibration: Largest number of calibration samples; None takes 1024, or 128 windows.
         limit: Largest number of test samples; of calibration samples too where only `measure` runs.
         batch_size: Samples a batch.
         strict: Refuse unreadable samples instead of skipping them.
@@ -54,10 +56,11 @@ class DataSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     data: str
+    test_data: str | None = None
     text_column: str | None = None
     label_column: str | None = None
     max_length: Annotated[int, Field(ge=1)] | None = None
-    calibration: Annotated[int, Field(ge=1)] = 1024
+    calibration: Annotated[int, Field(ge=1)] | None = None
     limit: Annotated[int, Field(ge=1)] | None = None
     batch_size: Annotated[int, Field(ge=1)] | None = None
     strict: bool = False

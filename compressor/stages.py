@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 
 from compressor.collapse.capture import Statistics, capture
 from compressor.collapse.clusters import cluster_labels
+from compressor.collapse.token_capture import capture_tokens
 from compressor.errors import DataError, ModelError, UsageError
 from compressor.forward import Batch, Batches, Forward, Inputs, batch_length, to_device
 from compressor.layers.candidates import Candidates, find_candidates
@@ -20,9 +21,13 @@ from compressor.methods.measurement import Measurement, default_device, hold_out
 from compressor.methods.method import METHODS
 from compressor.methods.plan import Plan, check_against, planned_layers
 from compressor.progress import SILENT, Progress
+from compressor.tokens import TokenForward, forward_for
 
 PROBE_SAMPLES = 3
 """Samples of the probe forward: more than one, so that rows can be told from samples."""
+
+PROBE_TOKENS = 16
+"""Tokens of each probe sample where tokens are predicted: all their logits exist at once there."""
 
 
 def measure(
@@ -43,11 +48,12 @@ def measure(
     """Measure collapse in every layer that can be factorized.
 
     Args:
-        model: Any module whose output holds class logits [B, C]. It is put in eval mode and
-            otherwise left as it is.
+        model: Any module whose output holds class logits [B, C], or logits of tokens [B, T, V]. It
+            is put in eval mode and otherwise left as it is.
         batches: Batches (inputs, labels [B]); inputs may be a tensor, a tuple or a dict; labels
-            may be None, and are then k-means clusters of the pooled embeddings. An iterator, or a
-            loader that shuffles, is read once and kept.
+            may be None, and are then k-means clusters of the pooled embeddings. For a model that
+            predicts tokens, labels [B, T] are the token that each position predicts, negative
+            where it predicts none. An iterator, or a loader that shuffles, is read once and kept.
         selection: Held-out batches that choices are judged on. None holds out every fourth batch.
         method: Registered method that will plan; it decides what has to be gathered.
         gradients: Allow a backward pass over the calibration data.
@@ -73,8 +79,8 @@ def measure(
             "take a method that needs none, for instance 'nc1' or 'whitened'."
         )
     model.eval()
-    forward = forward or Forward(device=default_device(model))
     kept = replayable(batches)
+    forward = forward or forward_for(kept, default_device(model))
     if selection is None:
         kept, selection = hold_out(kept)
     else:
@@ -121,6 +127,18 @@ def gather(
     progress: Progress,
 ) -> Statistics:
     """Run the measuring pass, clustering first where the batches carry no labels."""
+    if isinstance(forward, TokenForward):
+        return capture_tokens(
+            model,
+            batches,
+            candidates,
+            forward=forward,
+            gradients=gradients,
+            loss=loss,
+            seed=seed,
+            progress=progress,
+            total=count(batches),
+        )
     inputs, labels = next(iter(batches))
     if classes is None:
         with torch.inference_mode():
@@ -235,9 +253,11 @@ def probe_inputs(batches: Batches, device: torch.device) -> Inputs:
     Raises:
         DataError: If there is no batch.
     """
-    for inputs, _ in batches:
+    for inputs, labels in batches:
         if batch_length(inputs) == 0:
             continue
+        if labels is not None and labels.ndim == 2:
+            return to_device(_first(_short(inputs), PROBE_SAMPLES), device)
         return to_device(_first(inputs, PROBE_SAMPLES), device)
     raise DataError("There is no calibration data: no batch was given.")
 
@@ -272,6 +292,20 @@ def _first(inputs: Inputs, samples: int) -> Inputs:
     if isinstance(inputs, Mapping):
         return {key: value[:samples] for key, value in inputs.items()}
     return tuple(value[:samples] for value in inputs)  # loaders turn tuples into lists
+
+
+def _short(inputs: Inputs) -> Inputs:
+    """Return the first tokens of a batch's samples [B, T]; a lone sample is repeated."""
+
+    def cut(tensor: torch.Tensor) -> torch.Tensor:
+        short = tensor[:, :PROBE_TOKENS] if tensor.ndim > 1 else tensor
+        return short if len(short) > 1 else torch.cat([short] * PROBE_SAMPLES)
+
+    if isinstance(inputs, torch.Tensor):
+        return cut(inputs)
+    if isinstance(inputs, Mapping):
+        return {key: cut(value) for key, value in inputs.items()}
+    return tuple(cut(value) for value in inputs)
 
 
 def _nothing_to_do(candidates: Candidates) -> str:

@@ -12,7 +12,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 FLOORS = (
     ("errors", "registry", "progress", "settings", "schema", "stopwatch", "autoregister"),
-    ("forward", "evaluation.loop"),
+    ("forward", "tokens", "evaluation.loop", "evaluation.tokens"),
     ("collapse.moments", "collapse.metrics", "collapse.spectra", "collapse.clusters"),
     ("layers",),
     ("collapse",),
@@ -30,6 +30,8 @@ ROOMS = {
     "transformers": (
         "models.transformers",
         "models.transformers_names",
+        "models.architectures",
+        "models.gguf",
         "models.image_processor",
         "models.quiet",
         "layers.conv1d",

@@ -67,13 +67,13 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         help="A transformers directory or hub id, a timm architecture, hub id or directory, "
-        "path/to/file.py:factory, or a directory that compressor saved.",
+        "path/to/file.py:factory, a GGUF file, or a directory that compressor saved.",
         show_default=False,
     ),
 ]
 Checkpoint = Annotated[
     Path | None,
-    _option("Model", help="Weights lying apart: .safetensors, .pt, .pth or .bin."),
+    _option("Model", help="Weights lying apart: .safetensors, .pt, .pth, .bin or .gguf."),
 ]
 Factory = Annotated[
     str | None,
@@ -107,17 +107,33 @@ Data = Annotated[
     _option(
         "Data",
         help="Class folders of images; CSV, TSV, JSONL or Parquet; a saved datasets directory; "
-        "a hub id; sklearn:digits.",
+        "a hub id; sklearn:digits. For language models also .txt.",
         show_default=False,
     ),
+]
+TestData = Annotated[
+    str | None, _option("Data", help="Other data to test on, in place of a part of --data.")
 ]
 TextColumn = Annotated[str | None, _option("Data", help="Column of the text.")]
 LabelColumn = Annotated[str | None, _option("Data", help="Column of the label.")]
 MaxLength = Annotated[
-    int | None, _option("Data", min=1, help="Tokens a text is cut to; the model's own otherwise.")
+    int | None,
+    _option(
+        "Data",
+        min=1,
+        help="Tokens a text is cut to; the model's own otherwise. Of language models the length "
+        "of windows, 512 otherwise.",
+    ),
 ]
 Calibration = Annotated[
-    int, _option("Data", min=1, help="Samples to calibrate on, at most, from the training part.")
+    int | None,
+    _option(
+        "Data",
+        min=1,
+        help="Samples to calibrate on, at most, from the training part: 1024 otherwise, or 128 "
+        "windows of tokens.",
+        show_default=False,
+    ),
 ]
 Limit = Annotated[
     int | None,
@@ -242,6 +258,7 @@ GROUPS: Mapping[type[BaseModel], Group] = {
     DataSettings: Group(
         options={
             "data": Data,
+            "test_data": TestData,
             "text_column": TextColumn,
             "label_column": LabelColumn,
             "max_length": MaxLength,

@@ -101,23 +101,23 @@ def capture(
         raise ValueError("one pass gathers the Fisher or the loss's gradients, not both")
     watch = Watch(model, candidates, classes, forward.device)
     if loss:
-        watch.loss = _loss_moments(model, candidates, watch.home)
+        watch.loss = loss_moments(model, candidates, watch.home)
     if gradients:
-        watch.fisher = _fisher_moments(model, batches, candidates, classes, forward)
+        watch.fisher = fisher_moments(model, batches, candidates, classes, forward)
     generator = torch.Generator().manual_seed(seed)
     logits_seen: list[Tensor] = []
     labels_seen: list[Tensor] = []
-    with _frozen(model), watch.attached():
+    with frozen(model), watch.attached():
         for inputs, labels in progress.track(batches, description="measure", total=total):
             known = _checked_labels(labels, classes)
             watch.begin(inputs, known)
             with torch.set_grad_enabled(gradients or loss):
                 logits = forward(model, inputs)
             if gradients:
-                _backward(logits, _fisher_gradient(logits, generator), watch)
+                backward(logits, fisher_gradient(logits, generator), watch)
             if loss:
                 targets = logits.detach().argmax(1) if clustered else known
-                _backward(logits, _loss_gradient(logits, targets), watch)
+                backward(logits, loss_gradient(logits, targets), watch)
             watch.end()
             logits_seen.append(logits.detach().float().cpu())
             labels_seen.append(known.cpu())
@@ -132,14 +132,20 @@ def capture(
     )
 
 
-def _fisher_moments(
-    model: nn.Module, batches: Batches, candidates: Candidates, classes: int, forward: Forward
+def fisher_moments(
+    model: nn.Module,
+    batches: Batches,
+    candidates: Candidates,
+    classes: int,
+    forward: Forward,
+    *,
+    rest: bool = False,
 ) -> dict[str, FisherMoments]:
     """Return empty Fisher accumulators, centred by the mean input over the first batches.
 
     A bias absorbs the mean exactly (b + (W − Ŵ) μ), so rows are centred where there is one.
     """
-    watch = Watch(model, candidates, classes, forward.device)
+    watch = Watch(model, candidates, classes, forward.device, rest=rest)
     with torch.no_grad(), watch.attached():
         for index, (inputs, labels) in enumerate(batches):
             if index == CENTRING_BATCHES:
@@ -158,9 +164,10 @@ def _fisher_moments(
     return moments
 
 
-def _loss_moments(
+def loss_moments(
     model: nn.Module, candidates: Candidates, home: torch.device
 ) -> dict[str, LossMoments]:
+    """Return empty accumulators of the calibration loss's gradients."""
     modules = dict(model.named_modules())
     return {
         name: LossMoments(LAYER_KINDS.get(layer.kind).matrix(modules[name]), home=home)
@@ -168,7 +175,7 @@ def _loss_moments(
     }
 
 
-def _fisher_gradient(logits: Tensor, generator: torch.Generator) -> Tensor:
+def fisher_gradient(logits: Tensor, generator: torch.Generator) -> Tensor:
     """Return a random gradient at the logits [B, C] whose covariance is the Fisher's."""
     probabilities = (logits.detach().float() / TEMPERATURE).softmax(1)
     signs = torch.randint(0, 2, logits.shape, generator=generator).to(probabilities) * 2 - 1
@@ -176,7 +183,7 @@ def _fisher_gradient(logits: Tensor, generator: torch.Generator) -> Tensor:
     return roots * signs - probabilities * (roots * signs).sum(1, keepdim=True)
 
 
-def _loss_gradient(logits: Tensor, labels: Tensor) -> Tensor:
+def loss_gradient(logits: Tensor, labels: Tensor) -> Tensor:
     """Return p − y, the gradient of each sample's cross entropy at the logits [B, C]."""
     if labels.numel() and int(labels.max()) >= logits.shape[1]:
         raise DataError(
@@ -189,8 +196,8 @@ def _loss_gradient(logits: Tensor, labels: Tensor) -> Tensor:
     return gradient
 
 
-def _backward(logits: Tensor, gradient: Tensor, watch: Watch) -> None:
-    """Run backwards from a gradient [B, C] at the logits.
+def backward(logits: Tensor, gradient: Tensor, watch: Watch) -> None:
+    """Run backwards from a gradient at the logits [B, C], or at a last hidden state [B, T, D].
 
     Gradients of a sure model are tiny and their products denormal, which a CPU computes a hundred
     times slower; so the batch's largest is scaled to 1, and the accumulators take that out again.
@@ -214,7 +221,7 @@ def _checked_labels(labels: Tensor | None, classes: int) -> Tensor:
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
+def frozen(model: nn.Module) -> Iterator[None]:
     """Take no gradients of parameters: only those of activations are wanted."""
     required = [p for p in model.parameters() if p.requires_grad]
     for parameter in required:

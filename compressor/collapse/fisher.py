@@ -10,6 +10,9 @@ from the identity is
 A change ΔW then costs ½ tr(A ΔW B ΔWᵀ)/E‖G‖² nats of KL. Unlike K-FAC's E[δδᵀ] ⊗ E[zzᵀ], this keeps
 what rows of one sample have in common, and rows that the loss does not depend on do not count.
 
+A sample is whatever the caller takes for one: an image or text, or a single token with P = 1
+(`compressor.collapse.token_capture`).
+
 Truncation needs A and W B Wᵀ where m ≤ n, and B and Wᵀ A W otherwise: both on the smaller side, so
 neither larger matrix is ever formed.
 """

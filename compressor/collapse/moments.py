@@ -115,6 +115,15 @@ class ClassMoments:
         )
         return merged
 
+    def first(self, classes: int) -> ClassMoments:
+        """Return the moments of the first ``classes`` classes alone.
+
+        Their scatter is None: it is only known summed over all classes.
+        """
+        state = self.state()
+        state.pop("within", None)
+        return self.from_state({name: tensor[:classes] for name, tensor in state.items()})
+
     def _require_known(self, labels: Tensor) -> None:
         for label in (int(labels[0]), int(labels[-1])):  # sorted
             if not 0 <= label < len(self.counts):

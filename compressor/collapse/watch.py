@@ -31,6 +31,8 @@ class LayerStatistics:
         fisher: The Fisher of its weights in Kronecker form; None without gradients.
         magnitude: Mean |z| of each input, [n].
         loss: The calibration loss's gradient in its weights; None where it was not asked for.
+        rest: Whether the last class gathers rows that belong to no class (rare next tokens):
+            covariances are of all rows, collapse is of the classes before it.
     """
 
     layer: Candidate
@@ -39,16 +41,43 @@ class LayerStatistics:
     fisher: KroneckerFisher | None = None
     magnitude: Tensor | None = None
     loss: LossGradient | None = None
+    rest: bool = False
+
+    @property
+    def input_classes(self) -> ClassMoments:
+        """Moments of the input rows that collapse is measured on."""
+        return _classes(self.inputs, self.rest)
+
+    @property
+    def output_classes(self) -> ClassMoments:
+        """Moments of the output rows that collapse is measured on."""
+        return _classes(self.outputs, self.rest)
 
 
 class Watch:
-    """The hooks of one pass and the accumulators they feed."""
+    """The hooks of one pass and the accumulators they feed.
+
+    Args:
+        model: The dense model.
+        candidates: The layers to watch.
+        classes: Number of classes C, the rest included.
+        device: Where the model runs.
+        rest: Whether the last class gathers rows that belong to no class. Labels are then of each
+            position, [B, T], and rows of another length (an encoder's) belong to the rest.
+    """
 
     def __init__(
-        self, model: nn.Module, candidates: Candidates, classes: int, device: torch.device
+        self,
+        model: nn.Module,
+        candidates: Candidates,
+        classes: int,
+        device: torch.device,
+        *,
+        rest: bool = False,
     ) -> None:
         self._modules = dict(model.named_modules())
         self._candidates = candidates
+        self._rest = classes - 1 if rest else None
         # MPS has no float64; its moments are kept on the CPU.
         self.home = torch.device("cpu") if device.type == "mps" else device
         self.fisher: dict[str, FisherMoments] = {}
@@ -112,6 +141,7 @@ class Watch:
                 fisher=self.fisher[name].result() if name in self.fisher else None,
                 magnitude=self._magnitudes[layer.group] / max(self._groups[layer.group].total, 1.0),
                 loss=self.loss[name].result() if name in self.loss else None,
+                rest=self._rest is not None,
             )
             for name, layer in self._candidates.layers.items()
         }
@@ -197,14 +227,16 @@ class Watch:
         """Add the batch's gradients at a layer, those of all its calls together.
 
         A sample's gradient in the weights is the sum over the calls, so that their rows are joined.
+        Where tokens are predicted, the Fisher takes every position for a sample (`token_capture`
+        says why).
         """
-        rows, gradients = zip(*self._met.pop(name), strict=True)
+        met = self._met.pop(name)
+        rows = torch.cat([part for part, _ in met], 1) if len(met) > 1 else met[0][0]
+        gradients = torch.cat([part for _, part in met], 1) if len(met) > 1 else met[0][1]
+        if self._rest is not None and isinstance(moments, FisherMoments):
+            rows, gradients = rows.flatten(0, 1)[:, None], gradients.flatten(0, 1)[:, None]
         try:
-            moments.update(
-                rows[0] if len(rows) == 1 else torch.cat(rows, 1),
-                gradients[0] if len(rows) == 1 else torch.cat(gradients, 1),
-                scale=self.gradient_scale,
-            )
+            moments.update(rows, gradients, scale=self.gradient_scale)
         except ValueError as error:
             raise LayerError(name, str(error)) from error
 
@@ -216,7 +248,12 @@ class Watch:
 
     def _row_labels(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the label of each kept row, and the index of kept rows in [B·P] (None: all)."""
-        labels = self._labels[:, None].expand(rows.shape[:2]).reshape(-1)
+        if self._rest is None:
+            labels = self._labels[:, None].expand(rows.shape[:2]).reshape(-1)
+        elif self._labels.shape == rows.shape[:2]:
+            labels = self._labels.reshape(-1)
+        else:
+            labels = torch.full((rows.shape[0] * rows.shape[1],), self._rest, device=self.home)
         keep = self._keep(rows)
         if keep is None or bool(keep.all()):
             return labels, None
@@ -224,6 +261,8 @@ class Watch:
         return labels[index.to(labels.device)], index
 
     def _pool(self, group: str, rows: Tensor, keep: Tensor | None) -> None:
+        if self._rest is not None:
+            return  # a window of tokens has no class of its own
         mask = None if keep is None else self._keep(rows)
         if mask is None:
             total, count = rows.sum(1), rows.new_full((rows.shape[0],), float(rows.shape[1]))
@@ -234,6 +273,10 @@ class Watch:
         if before is not None:  # a layer called several times in one forward
             total, count = total + before[0], count + before[1]
         self._pooling[group] = (total, count)
+
+
+def _classes(moments: ClassMoments, rest: bool) -> ClassMoments:
+    return moments.first(len(moments.counts) - 1) if rest else moments
 
 
 def _kept(rows: Tensor, index: Tensor | None) -> Tensor:

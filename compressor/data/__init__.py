@@ -1,6 +1,6 @@
 """Where labelled batches come from: sources, splits, labels and batches."""
 
 from compressor.data.labelled import DATA_SOURCES, LabelledData, Split
-from compressor.data.load import SPLITS, load_data
+from compressor.data.load import CALIBRATION, SPLITS, load_data
 
-__all__ = ["DATA_SOURCES", "SPLITS", "LabelledData", "Split", "load_data"]
+__all__ = ["CALIBRATION", "DATA_SOURCES", "SPLITS", "LabelledData", "Split", "load_data"]

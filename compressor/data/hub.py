@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from compressor.data.labelled import DATA_SOURCES, RawSplit
 from compressor.data.rows import quiet, raw_splits
@@ -33,6 +34,14 @@ class HubSource:
         """Return the splits, downloaded or from the local cache.
 
         Raises:
+            DataError: As `tables`, or if its columns do not tell text and label.
+        """
+        return raw_splits(self.tables(reference), options, reference)
+
+    def tables(self, reference: str) -> Mapping[str, Any]:
+        """Return the `datasets.Dataset` of each split, downloaded or from the local cache.
+
+        Raises:
             DataError: If the data set is not there, or the machine is offline.
         """
         import datasets
@@ -53,7 +62,7 @@ class HubSource:
                 f"{reference}: nothing of this name on disk, and the hub does not give it: "
                 f"{detail}. Check the path or the id (owner/name, owner/name:configuration)."
             ) from error
-        return raw_splits(dict(loaded), options, reference)
+        return dict(loaded)
 
 
 def _offline() -> bool:

@@ -56,6 +56,7 @@ class LabelledData:
         classes: Index [C] of each class's logit in the model, or None where the labels are the
             logits' own indices and cover all of them.
         notes: What a person should know (skipped samples, classes not covered …).
+        test_bytes: UTF-8 bytes of the text that the test predicts, where tokens are predicted.
     """
 
     reference: str
@@ -65,6 +66,7 @@ class LabelledData:
     class_names: tuple[str, ...]
     classes: Tensor | None = None
     notes: tuple[str, ...] = ()
+    test_bytes: int | None = None
 
 
 class Samples(Protocol):

@@ -18,6 +18,7 @@ from compressor.data.pictures import ImageReader
 from compressor.data.reading import Drawn, Reader
 from compressor.data.splits import Draws, draw_splits
 from compressor.data.texts import TextReader
+from compressor.data.windows import load_windows
 from compressor.errors import DataError
 from compressor.models.imagenet import imagenet_synsets
 from compressor.models.source import LoadedModel
@@ -25,6 +26,9 @@ from compressor.progress import SILENT, Progress
 from compressor.settings import DataSettings
 
 SPLITS = ("calibration", "selection", "test")
+
+CALIBRATION = 1024
+"""Calibration samples where nobody says how many."""
 
 
 def load_data(
@@ -35,7 +39,7 @@ def load_data(
     splits: Collection[str] = SPLITS,
     progress: Progress = SILENT,
 ) -> LabelledData:
-    """Read, split and map labelled data to a model's classes.
+    """Read, split and map labelled data to a model's classes, or texts to windows of tokens.
 
     Every note of the result is also given to ``progress.note``. Data without labels is loaded too
     (its splits have ``labels`` None): measuring works without, evaluating does not.
@@ -51,14 +55,18 @@ def load_data(
         DataError: If there is no such data, it cannot be read, its labels do not map to the
             model's classes, or it is of another modality than the model.
     """
+    if model.task != "classification":
+        return load_windows(settings, model, seed=seed, find=find_source, progress=progress)
     raw = find_source(settings.data).read(settings.data, settings)
+    if settings.test_data is not None:
+        raw = _with_test_data(raw, settings)
     raw, notes = _with_labels_where_needed(raw)
     _check_modality(raw, model, settings.data)
     reader = _reader(settings, model)
     classes = _classes(raw, model)
     draws = draw_splits(
         {name: _drawable(split, classes) for name, split in raw.items()},
-        calibration=settings.calibration,
+        calibration=settings.calibration or CALIBRATION,
         limit=settings.limit,
         seed=seed,
     )
@@ -99,6 +107,17 @@ def find_source(reference: str) -> DataSource:
         f"directory of them, a directory of datasets.save_to_disk, a hub data set id, or "
         f"{DIGITS}."
     )
+
+
+def _with_test_data(raw: Mapping[str, RawSplit], settings: DataSettings) -> dict[str, RawSplit]:
+    """Return the splits with other data's test part, or all of it, as test."""
+    assert settings.test_data is not None
+    other = find_source(settings.test_data).read(settings.test_data, settings)
+    test = next((other[name] for name in ("test", "all", "validation") if name in other), None)
+    if test is None:
+        raise DataError(f"{settings.test_data} has no test part. Found: {', '.join(other)}.")
+    kept = {"train" if name == "all" else name: split for name, split in raw.items()}
+    return {**kept, "test": test}
 
 
 def _nearest(path: Path) -> str:

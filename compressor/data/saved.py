@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from compressor.data.labelled import DATA_SOURCES, RawSplit
 from compressor.data.rows import raw_splits
@@ -27,6 +28,14 @@ class SavedSource:
         """Return the splits.
 
         Raises:
+            DataError: If the directory is damaged, or its columns do not tell text and label.
+        """
+        return raw_splits(self.tables(reference), options, reference)
+
+    def tables(self, reference: str) -> Mapping[str, Any]:
+        """Return the `datasets.Dataset` of each split.
+
+        Raises:
             DataError: If the directory is damaged.
         """
         import datasets
@@ -39,8 +48,7 @@ class SavedSource:
                 f"{str(error).strip() or type(error).__name__}. Save it again with "
                 f"Dataset.save_to_disk."
             ) from error
-        tables = {"all": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
-        return raw_splits(tables, options, reference)
+        return {"all": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
 
 
 DATA_SOURCES.register("saved")(SavedSource())

@@ -51,6 +51,14 @@ class TableSource:
         """Return the splits; in a directory the file names tell which is which.
 
         Raises:
+            DataError: As `tables`, or if the columns do not tell text and label.
+        """
+        return raw_splits(self.tables(reference), options, reference)
+
+    def tables(self, reference: str) -> Mapping[str, Any]:
+        """Return the `datasets.Dataset` of each split.
+
+        Raises:
             DataError: If a file cannot be parsed or the files of a directory tell no splits.
         """
         path = Path(reference)
@@ -60,7 +68,7 @@ class TableSource:
             if all(part.stat().st_size == 0 for part in parts):
                 raise DataError(f"{parts[0]} is empty: expected a header and rows.")
             tables[split] = _load(parts)
-        return raw_splits(tables, options, reference)
+        return tables
 
 
 def _tables_in(directory: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import DataError, ModelError
-from compressor.forward import Batches, Forward
+from compressor.evaluation.tokens import TokenLogits, TokenScores
+from compressor.forward import Batch, Batches, Forward
 from compressor.progress import SILENT, Progress
+from compressor.tokens import TokenForward, forward_for
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,10 @@ class Evaluation:
         loss: Mean cross entropy in nats, or None without labels.
         kl_to_dense: Mean KL(dense ‖ this) of the class distributions in nats, or None.
         agreement: Share of samples on which this and the dense model predict alike, or None.
-        logits: Logits [N, C] in float32 on the CPU, in the batches' order.
+        logits: Logits [N, C] in float32 on the CPU, in the batches' order; of a model that predicts
+            tokens, what makes them again.
+        tokens: Tokens predicted, where the model predicts tokens: accuracy, loss, KL and agreement
+            are then means over tokens, and samples are windows.
     """
 
     samples: int
@@ -32,7 +37,8 @@ class Evaluation:
     loss: float | None
     kl_to_dense: float | None
     agreement: float | None
-    logits: Tensor = field(repr=False)
+    logits: Tensor | TokenLogits = field(repr=False)
+    tokens: int | None = None
 
 
 def evaluate(
@@ -40,7 +46,7 @@ def evaluate(
     batches: Batches,
     *,
     forward: Forward | None = None,
-    dense_logits: Tensor | None = None,
+    dense_logits: Tensor | TokenLogits | None = None,
     progress: Progress = SILENT,
     description: str = "evaluate",
     total: int | None = None,
@@ -48,12 +54,13 @@ def evaluate(
     """Run ``model`` in eval mode over ``batches`` and score it.
 
     Args:
-        model: Any module whose output holds class logits [B, C]; the mode of each of its modules is
-            restored.
+        model: Any module whose output holds class logits [B, C], or logits of tokens [B, T, V];
+            the mode of each of its modules is restored.
         batches: Batches (inputs, labels [B]); labels None in all of them leaves accuracy and loss
-            out.
+            out. Of models that predict tokens: labels [B, T], the token that the logits at each
+            position predict, negative where none is.
         forward: How to call the model; None calls it as it is, on the device of its weights.
-        dense_logits: The dense model's logits [N, C] on the same batches, to compare with.
+        dense_logits: The dense model's logits on the same batches, to compare with.
         progress: Told of each batch.
         description: What the progress calls this pass.
         total: Number of batches, for the progress estimate.
@@ -66,7 +73,13 @@ def evaluate(
     """
     if forward is None:
         first = next(model.parameters(), None)
-        forward = Forward(device=torch.device("cpu") if first is None else first.device)
+        forward = forward_for(batches, torch.device("cpu") if first is None else first.device)
+    if isinstance(forward, TokenForward):
+        assert not isinstance(dense_logits, Tensor)
+        steps = progress.track(batches, description=description, total=total)
+        with _eval_mode(model), torch.no_grad():
+            return _evaluate_tokens(model, steps, forward, dense_logits)
+    assert not isinstance(dense_logits, TokenLogits)
     logits: list[Tensor] = []
     labels: list[Tensor | None] = []
     with _eval_mode(model), torch.inference_mode():
@@ -118,6 +131,34 @@ def kl_divergence(reference: Tensor, logits: Tensor) -> float:
     log_p = reference.to(logits.device).double().log_softmax(1)
     log_q = logits.double().log_softmax(1)
     return max(float((log_p.exp() * (log_p - log_q)).sum(1).mean()), 0.0)
+
+
+def _evaluate_tokens(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    forward: TokenForward,
+    dense: TokenLogits | None,
+) -> Evaluation:
+    own, scores = TokenLogits(model, forward), TokenScores()
+    for index, (inputs, labels) in enumerate(batches):
+        if labels is None:
+            raise DataError("A batch carries no labels: expected the tokens to predict, [B, T].")
+        # Only the dense model's hidden states are worth keeping: others are compared with it.
+        hidden = own.hidden(index, inputs) if dense is None else forward(model, inputs)
+        other = None if dense is None else (dense.head, dense.hidden(index, inputs))
+        scores.add(own.head, hidden, labels, other)
+    if not scores.tokens:
+        raise DataError("There is nothing to evaluate on: no batch holds a token to predict.")
+    count = scores.tokens
+    return Evaluation(
+        samples=scores.samples,
+        accuracy=scores.right / count,
+        loss=scores.loss / count,
+        kl_to_dense=None if dense is None else max(scores.divergence / count, 0.0),
+        agreement=None if dense is None else scores.alike / count,
+        logits=own,
+        tokens=count,
+    )
 
 
 @contextmanager

@@ -236,7 +236,7 @@ def _makers_of(logits: Tensor, outputs: list[tuple[str, int, Tensor]]) -> set[st
     makers = {name for name, _, output in outputs if output is logits}
     if not makers:
         for name, width, _ in reversed(outputs):
-            if width != logits.shape[1]:
+            if width != logits.shape[-1]:
                 break
             makers.add(name)
     return makers

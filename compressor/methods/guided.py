@@ -17,6 +17,7 @@ from compressor.schema import Choice
 
 GRADIENT_GRID = (
     Recipe(metric="fisher"),
+    Recipe(metric="shrunk_fisher"),
     Recipe(metric="fisher", layer_weight="root"),
     Recipe(metric="fisher", layer_weight="relative"),
     Recipe(metric="fisher", layer_weight="guided", beta=0.25),

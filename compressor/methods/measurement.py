@@ -12,6 +12,7 @@ from compressor.collapse.capture import Statistics
 from compressor.collapse.metrics import nc1_quotient
 from compressor.collapse.watch import LayerStatistics
 from compressor.evaluation.loop import Evaluation, evaluate
+from compressor.evaluation.tokens import TokenLogits
 from compressor.forward import Batches, Forward
 from compressor.layers.candidates import Candidates
 from compressor.methods.factorize import Decompositions, factorized
@@ -73,11 +74,11 @@ class Measurement:
 
     def nc1_quotients(self) -> dict[str, float | None]:
         """Return tr Σ_W / tr Σ_B of each layer's input, by layer name."""
-        return {name: nc1_quotient(layer.inputs) for name, layer in self.layers.items()}
+        return {name: nc1_quotient(layer.input_classes) for name, layer in self.layers.items()}
 
     @cached_property
-    def dense_selection_logits(self) -> Tensor | None:
-        """The dense model's logits [N, C] on the selection data."""
+    def dense_selection_logits(self) -> Tensor | TokenLogits | None:
+        """The dense model's logits on the selection data."""
         if self.selection is None:
             return None
         return evaluate(self.model, self.selection, forward=self.forward).logits

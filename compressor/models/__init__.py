@@ -9,6 +9,7 @@ from torch import nn
 
 from compressor.checkpoint.format import find_lowrank, read_config
 from compressor.errors import ModelError, UsageError
+from compressor.models.gguf import gguf_file, load_gguf
 from compressor.models.source import (
     MODEL_SOURCES,
     ImageTransform,
@@ -50,6 +51,8 @@ def load_model(settings: ModelSettings, *, skeleton: bool = False) -> LoadedMode
     options = options_from(settings)
     reference = settings.model
     directory = Path(reference)
+    if gguf_file(reference, options.checkpoint) is not None:
+        return load_gguf(reference, options)
     if directory.is_dir():
         config = read_config(directory)
         saved = find_lowrank(config, where=str(directory / "config.json"))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import ModelError
-from compressor.forward import Inputs
+from compressor.forward import Inputs, Task
 from compressor.registry import Registry
 
 Modality = Literal["image", "text", "tensor"]
@@ -76,6 +76,7 @@ class LoadedModel:
         framework: Name of the source that loaded it.
         reference: What the user wrote to name it.
         modality: What the model takes.
+        task: What it predicts: a class of the sample, or tokens.
         class_names: Name of each logit, where the checkpoint knows them.
         num_classes: Number of logits, where it is known.
         transform: Image preprocessing, for models that take images.
@@ -95,6 +96,7 @@ class LoadedModel:
     framework: str
     reference: str
     modality: Modality
+    task: Task = "classification"
     class_names: tuple[str, ...] | None = None
     num_classes: int | None = None
     transform: ImageTransform | None = None
@@ -115,7 +117,8 @@ class LoadedModel:
             length: Tokens per sample, for models that take text; cut to what the model allows.
 
         Returns:
-            ``input_ids`` and (but on meta) ``attention_mask`` [batch_size, length] for text, else
+            ``input_ids`` and (but on meta) ``attention_mask`` [batch_size, length] for text, with
+            ``decoder_input_ids`` [batch_size, length − 1] for an encoder-decoder, else
             a tensor [batch_size, *input_size]; the same at every call, on the module's device.
 
         Raises:
@@ -138,6 +141,8 @@ class LoadedModel:
             inputs = {"input_ids": ids.to(device)}
             if device.type != "meta":  # there a mask without values cannot be looked at
                 inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+            if self.task == "seq2seq":  # one token shorter, as in the data: see `packed_batches`
+                inputs["decoder_input_ids"] = inputs["input_ids"][:, 1:]
             return inputs
         size = self.transform.input_size if self.transform else self.architecture.get("input_size")
         if not isinstance(size, tuple):

@@ -1,9 +1,10 @@
-"""transformers directories and hub ids: sequence and image classification."""
+"""transformers directories and hub ids: classifiers and language models."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from compressor.checkpoint.format import find_lowrank, read_config
 from compressor.errors import ModelError
+from compressor.models.architectures import auto_class, task_of
 from compressor.models.hub import is_hub_id, snapshot
 from compressor.models.image_processor import config_input_size, image_transform
 from compressor.models.loading import shape_mismatch
@@ -67,10 +69,10 @@ class TransformersSource:
         return "model_type" in read_config(snapshot(reference, weights=False))
 
     def load(self, reference: str, options: ModelOptions) -> LoadedModel:
-        """Load a classifier with its weights.
+        """Load a classifier or language model with its weights.
 
         Raises:
-            ModelError: If it is quantized, no classifier, incomplete, damaged or not finite.
+            ModelError: If it is quantized, neither of both, incomplete, damaged or not finite.
         """
         directory = _locate(reference, weights=True)
         files = find_weight_files(directory)
@@ -90,11 +92,11 @@ class TransformersSource:
         )
 
     def skeleton(self, reference: str, options: ModelOptions) -> LoadedModel:
-        """Build the classifier's shapes on the meta device from its config alone."""
+        """Build the model's shapes on the meta device from its config alone."""
         directory = _locate(reference, weights=False)
         config = _config(directory, reference, options)
         with torch.device("meta"), quiet():
-            module = _auto_class(config, reference).from_config(
+            module = auto_class(config, reference).from_config(
                 config, dtype=torch.float32, trust_remote_code=options.trust_remote_code
             )
         files: tuple[Path, ...] = ()
@@ -223,24 +225,6 @@ def _config(directory: Path, reference: str, options: ModelOptions) -> Pretraine
     return config
 
 
-def _auto_class(config: PretrainedConfig, reference: str) -> Any:
-    """Return the Auto class for the architecture that the config names."""
-    from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
-
-    names = config.architectures or []
-    for name in names:
-        if name.endswith("ForSequenceClassification"):
-            return AutoModelForSequenceClassification
-        if name.endswith(("ForImageClassification", "ForImageClassificationWithTeacher")):
-            return AutoModelForImageClassification
-    found = ", ".join(names) or "no architecture"
-    raise ModelError(
-        f"{reference}: its config.json names {found}; expected a sequence or image classifier "
-        "(…ForSequenceClassification, …ForImageClassification). A base model must be fine-tuned "
-        "with a classification head first."
-    )
-
-
 def _saved_class(config: PretrainedConfig, reference: str) -> Any:
     """Return what loads a directory that this package saved, be it a classifier or not.
 
@@ -250,7 +234,7 @@ def _saved_class(config: PretrainedConfig, reference: str) -> Any:
     import transformers
 
     name = next(iter(config.architectures or ()), "")
-    return getattr(transformers, name, None) or _auto_class(config, reference)
+    return getattr(transformers, name, None) or auto_class(config, reference)
 
 
 def _from_pretrained(
@@ -264,7 +248,7 @@ def _from_pretrained(
     """Return the model in float32 and eval mode, every weight of it from the checkpoint."""
     try:
         with quiet():
-            module, info = (auto or _auto_class(config, reference)).from_pretrained(
+            module, info = (auto or auto_class(config, reference)).from_pretrained(
                 directory,
                 config=config,
                 dtype=torch.float32,
@@ -281,7 +265,7 @@ def _from_pretrained(
         raise ModelError(
             f"{reference}: the checkpoint lacks {', '.join(missing[:3])}"
             f"{', …' if len(missing) > 3 else ''}, which transformers would fill with random "
-            "values. Expected a checkpoint fine-tuned with its classification head."
+            "values. Expected a checkpoint fine-tuned with its head."
         )
     loaded: PreTrainedModel = module.eval()
     return loaded
@@ -290,7 +274,7 @@ def _from_pretrained(
 def _first_mismatch(directory: Path, config: PretrainedConfig, reference: str) -> str | None:
     """Return what is wrong with the first tensor whose shape is not the config's, if any is."""
     with torch.device("meta"), quiet():
-        module = _auto_class(config, reference).from_config(config)
+        module = auto_class(config, reference).from_config(config)
     own = module.state_dict()
     for key, entry in read_header(find_weight_files(directory)).items():
         if key in own and tuple(own[key].shape) != entry.shape:
@@ -311,6 +295,7 @@ def _describe(
     model = _pretrained(module)
     config = model.config
     is_image = model.main_input_name == "pixel_values"
+    task = task_of(type(model).__name__) or "classification"
     size = options.input_size or config_input_size(config) if is_image else None
     plain = read_config(directory) if directory else {}
     architecture: dict[str, object] = {
@@ -319,6 +304,7 @@ def _describe(
         "vocab_size": getattr(config, "vocab_size", None),
         "max_length": _longest(config),
         "pad_token_id": getattr(config, "pad_token_id", None),
+        "decoder_start_token_id": getattr(config, "decoder_start_token_id", None),
         "input_size": size,
     }
     return LoadedModel(
@@ -326,8 +312,9 @@ def _describe(
         framework="transformers",
         reference=reference,
         modality="image" if is_image else "text",
-        class_names=_class_names(config),
-        num_classes=config.num_labels,
+        task=task,
+        class_names=_class_names(config) if task == "classification" else None,
+        num_classes=config.num_labels if task == "classification" else None,
         transform=image_transform(directory, size, options) if is_image else None,
         tokenizer=_tokenizer(directory, options) if directory and not is_image else None,
         storage_dtypes=storage_dtypes or {},
@@ -337,6 +324,21 @@ def _describe(
         sha256=hash_files(files) if files and hash_ else None,
         architecture=architecture,
     )
+
+
+def describe_pretrained(
+    module: nn.Module,
+    reference: str,
+    options: ModelOptions,
+    *,
+    tokenizer: object,
+    files: tuple[Path, ...],
+    notes: tuple[str, ...],
+) -> LoadedModel:
+    """Describe a PreTrainedModel that another source read from ``files``."""
+    dtypes = {k: t.dtype for k, t in module.state_dict().items() if t.dtype in PLAIN_FLOATS}
+    found = _describe(module, reference, None, options, storage_dtypes=dtypes, files=files)
+    return dataclasses.replace(found, tokenizer=tokenizer, notes=notes)
 
 
 def _class_names(config: PretrainedConfig) -> tuple[str, ...] | None:

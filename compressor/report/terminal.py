@@ -167,6 +167,8 @@ def view_evaluation(evaluation: EvaluationReport) -> RenderableType:
         else "No labels, no accuracy"
     )
     loss = "" if evaluation.loss is None else f", loss {evaluation.loss:.4f} nats"
+    if evaluation.perplexity is not None:
+        found = f"Perplexity {evaluation.perplexity:.2f}, a{found[1:]}"
     return Group(
         Text(f"{found}{loss} on {evaluation.samples:,} test samples.", style="bold"),
         *_notes(evaluation.notes),
@@ -218,6 +220,13 @@ def _before_and_after(
         ("bytes on disk", size, dense.bytes, small.bytes),
         ("FLOPs a sample", count, dense.flops, small.flops),
     )
+    if dense.perplexity is not None and small.perplexity is not None:
+        share = percent(small.perplexity / dense.perplexity)
+        shown = f"{dense.perplexity:.2f}", f"{small.perplexity:.2f}"
+        table.add_row(*_cells("perplexity", *shown, share))
+    if dense.byte_perplexity is not None and small.byte_perplexity is not None:
+        shown = f"{dense.byte_perplexity:.3f}", f"{small.byte_perplexity:.3f}"
+        table.add_row(*_cells("  per byte", *shown, ""))
     table.add_row(*_cells("accuracy", percent(dense.accuracy, 2), percent(small.accuracy, 2), ""))
     for label, show, before, after in rows:
         share = percent(after / before) if before and after is not None else ""

@@ -12,6 +12,8 @@ Grade = Literal["good", "fair", "bad"]
 
 SMALL_LOSS = 0.01
 LARGE_LOSS = 0.03
+SMALL_RATIO = 1.05
+LARGE_RATIO = 1.25
 
 EVEN = 0.05
 """Divergences that differ by less than this share of the larger one count as equal."""
@@ -28,7 +30,12 @@ def summary(report: Report) -> str:
         else "layers' parameters"
     )
     parts = [f"{share} of the {whole} kept"]
-    if dense.accuracy is not None and small.accuracy is not None:
+    if dense.perplexity is not None and small.perplexity is not None:
+        parts.append(
+            f"perplexity {dense.perplexity:.2f} → {small.perplexity:.2f} "
+            f"({small.perplexity / dense.perplexity:.2f} times)"
+        )
+    elif dense.accuracy is not None and small.accuracy is not None:
         parts.append(
             f"accuracy {100 * dense.accuracy:.1f} → {100 * small.accuracy:.1f} % "
             f"({points(small.accuracy - dense.accuracy)} points)"
@@ -41,7 +48,15 @@ def summary(report: Report) -> str:
 
 
 def verdict(report: Report) -> tuple[Grade, str]:
-    """Return a grade of the loss in accuracy, and the sentence that says it.
+    """Return a grade of what was lost, and the sentence that says it."""
+    before, after = report.dense.perplexity, report.compressed.perplexity
+    if before is not None and after is not None:
+        return _verdict_on_perplexity(after / before)
+    return _verdict_on_accuracy(report)
+
+
+def _verdict_on_accuracy(report: Report) -> tuple[Grade, str]:
+    """Grade the loss in accuracy.
 
     Both models see the same test samples, so only those on which they disagree can change the
     accuracy: its difference has a standard error of at most sqrt(share of them / samples), as in
@@ -66,6 +81,14 @@ def verdict(report: Report) -> tuple[Grade, str]:
     if loss <= LARGE_LOSS:
         return "fair", "Fair: a real but moderate loss; keep more if it matters."
     return "bad", "Bad: a heavy loss. Keep more, or give more calibration samples."
+
+
+def _verdict_on_perplexity(ratio: float) -> tuple[Grade, str]:
+    if ratio <= SMALL_RATIO:
+        return "good", "Good: perplexity rose by less than 5 %."
+    if ratio <= LARGE_RATIO:
+        return "fair", "Fair: perplexity rose by less than a quarter; keep more if it matters."
+    return "bad", "Bad: perplexity rose heavily. Keep more, or give more calibration windows."
 
 
 def guidance(report: Report) -> str | None:

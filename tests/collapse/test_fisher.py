@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compressor.collapse.capture import TEMPERATURE, _fisher_gradient
+from compressor.collapse.capture import TEMPERATURE, fisher_gradient
 from compressor.collapse.fisher import FisherMoments
 
 CPU = torch.device("cpu")
@@ -104,7 +104,7 @@ def test_nothing_seen_is_zero():
 def test_random_signs_have_the_fishers_covariance():
     logits = torch.tensor([[2.0, 0.5, -1.0, 0.0]])
     p = (logits.double() / TEMPERATURE).softmax(1)[0]
-    many = _fisher_gradient(logits.expand(200_000, 4), torch.Generator().manual_seed(0)).double()
+    many = fisher_gradient(logits.expand(200_000, 4), torch.Generator().manual_seed(0)).double()
     expected = torch.diag(p) - torch.outer(p, p)
     torch.testing.assert_close(many.T @ many / len(many), expected, rtol=0, atol=3e-3)
     torch.testing.assert_close(many.mean(0), torch.zeros(4).double(), rtol=0, atol=5e-3)

@@ -7,7 +7,13 @@ import torch
 
 from compressor.collapse.metrics import nc1_quotient
 from compressor.methods.decompose import weighted_error
-from compressor.methods.metrics import LAYER_WEIGHTS, METRICS, SMALLEST_ALPHA
+from compressor.methods.metrics import (
+    DRAWN_FAR,
+    DRAWN_NEAR,
+    LAYER_WEIGHTS,
+    METRICS,
+    SMALLEST_ALPHA,
+)
 from compressor.methods.recipe import Recipe
 from tests.methods.measured import measured, trained
 
@@ -89,3 +95,16 @@ def test_guidance_without_statistics_is_refused_not_dropped():
     assert LAYER_WEIGHTS.get("relative")(None, 4.0, Recipe()) == 0.25
     with pytest.raises(ValueError, match="needs statistics"):
         LAYER_WEIGHTS.get("relative")(None, 4.0, Recipe(beta=0.5))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_shrunk_fisher_draws_both_factors_towards_the_identity(name):
+    weight, statistics, found = truncate("shrunk_fisher", name)
+    fisher = statistics.fisher
+    rows, columns = weight.shape
+    side, other = min(rows, columns), max(rows, columns)
+    through = weight @ weight.T if rows <= columns else weight.T @ weight
+    near = fisher.near + DRAWN_NEAR * fisher.energy / side * torch.eye(side).double()
+    far = (1 - DRAWN_FAR) * fisher.pulled / fisher.energy + DRAWN_FAR * through / other
+    expected = float(torch.trace(near @ far))
+    assert float(found.decomposition.tail()[0]) == pytest.approx(expected, rel=1e-5)
