@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
@@ -14,7 +15,7 @@ from compressor.evaluation.loop import Evaluation
 from compressor.forward import Forward
 from compressor.methods.measurement import Measurement
 from compressor.models import LoadedModel
-from compressor.schema import DataFigures, DenseLayer, ModelFigures, SplitFigures
+from compressor.schema import ClassFigures, DataFigures, DenseLayer, ModelFigures, SplitFigures
 
 DEFAULT_LENGTH = 128
 """Tokens at which FLOPs of text models are counted where --max-length does not say."""
@@ -56,6 +57,19 @@ def model_figures(
         flops=flops(loaded),
         kl_to_dense=found.kl_to_dense,
         agreement=found.agreement,
+        per_class=_class_figures(loaded.data.class_names, found),
+    )
+
+
+def _class_figures(names: Sequence[str], found: Evaluation) -> tuple[ClassFigures, ...]:
+    """Return the accuracy of each class of the data; a class beyond its names is numbered."""
+    return tuple(
+        ClassFigures(
+            name=names[index] if index < len(names) else str(index),
+            samples=counted.samples,
+            accuracy=counted.correct / counted.samples if counted.samples else None,
+        )
+        for index, counted in enumerate(found.per_class)
     )
 
 

@@ -41,6 +41,7 @@ from compressor.methods.outcome import layer_figures
 from compressor.methods.plan import Plan, read_plan
 from compressor.models import LoadedModel, load_model
 from compressor.progress import Progress
+from compressor.report.html import report_page
 from compressor.saving import lowrank_config
 from compressor.schema import (
     EvaluationReport,
@@ -308,11 +309,12 @@ def _report(
     watch: Stopwatch,
 ) -> Report:
     with watch.stage("report"):
-        layers = layer_figures(found, made.ranks, compressed.module)
+        layers = layer_figures(found, made.ranks, compressed.module, made.recipe)
     kept = sum(layer.parameters for layer in layers)
     return Report(
         model=settings.model.model,
         framework=loaded.model.framework,
+        modality=loaded.model.modality,
         model_sha256=loaded.model.sha256,
         method=made.method,
         budget=made.budget,
@@ -352,6 +354,7 @@ def _save(
         return {
             "plan.json": made.model_dump_json(indent=2) + "\n",
             "report.json": written[-1].model_dump_json(indent=2) + "\n",
+            "report.html": report_page(written[-1]),
             "README.md": model_card(written[-1], auto_class=_auto_class(compressed)),
         }
 

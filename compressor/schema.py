@@ -18,6 +18,21 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Spectrum(Strict):
+    """How fast the directions of one layer lose their worth, in the metric it was truncated in.
+
+    Args:
+        metric: Registered metric; ``identity`` is that of the weights themselves.
+        ranks: At most 64 positions, from 1 to the full rank in steps of equal ratio.
+        values: Singular value at each position over the largest; what truncation to rank r loses
+            is the sum of the squares beyond r.
+    """
+
+    metric: str
+    ranks: tuple[int, ...]
+    values: tuple[float, ...]
+
+
 class LayerFigures(Strict):
     """One candidate layer after compression.
 
@@ -37,6 +52,7 @@ class LayerFigures(Strict):
             can lose, as a share, from collapse alone.
         energy_lost: Share that this one did lose; one that aims at the predictions, as the default
             does, may lose more.
+        spectrum: Singular values in the metric of the truncation, where it was carried out.
     """
 
     name: str
@@ -52,6 +68,7 @@ class LayerFigures(Strict):
     nc1_quotient_output: float | None
     bound: float | None
     energy_lost: float | None
+    spectrum: Spectrum | None = None
 
 
 class DenseLayer(Strict):
@@ -79,6 +96,20 @@ class DataFigures(Strict):
     notes: tuple[str, ...] = ()
 
 
+class ClassFigures(Strict):
+    """How a model fares on the test samples of one class.
+
+    Args:
+        name: Name of the class.
+        samples: Test samples of it.
+        accuracy: Share of them classified correctly; None where there are none.
+    """
+
+    name: str
+    samples: int
+    accuracy: float | None
+
+
 class ModelFigures(Strict):
     """A model's quality and cost.
 
@@ -91,6 +122,7 @@ class ModelFigures(Strict):
         flops: Floating-point operations of one sample's forward (a multiply-add counts two).
         kl_to_dense: Mean KL(dense ‖ compressed) in nats (compressed only).
         agreement: Share of test samples on which both predict alike (compressed only).
+        per_class: Accuracy of each class, in the data's order; empty without labels.
     """
 
     accuracy: float | None
@@ -101,6 +133,7 @@ class ModelFigures(Strict):
     flops: int
     kl_to_dense: float | None = None
     agreement: float | None = None
+    per_class: tuple[ClassFigures, ...] = ()
 
 
 class Choice(Strict):
@@ -127,6 +160,7 @@ class Report(Strict):
     version: int = REPORT_VERSION
     model: str
     framework: str
+    modality: str | None = None
     model_sha256: str | None
     method: str
     budget: tuple[str, ...]

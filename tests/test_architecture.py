@@ -19,8 +19,8 @@ FLOORS = (
     ("methods",),
     ("models", "data", "checkpoint", "evaluation", "hf"),
     ("stages", "inspection", "measuring", "saving", "figures"),
-    ("pipeline", "api"),
     ("report",),
+    ("pipeline", "api"),
     ("demo", "cli", "__main__"),
     ("",),
 )

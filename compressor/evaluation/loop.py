@@ -15,6 +15,14 @@ from compressor.progress import SILENT, Progress
 
 
 @dataclass(frozen=True)
+class ClassCount:
+    """Samples of one class, and how many of them were classified correctly."""
+
+    samples: int
+    correct: int
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What one pass over labelled batches found.
 
@@ -25,6 +33,7 @@ class Evaluation:
         kl_to_dense: Mean KL(dense ‖ this) of the class distributions in nats, or None.
         agreement: Share of samples on which this and the dense model predict alike, or None.
         logits: Logits [N, C] in float32 on the CPU, in the batches' order.
+        per_class: Counts of each of the C classes; empty without labels.
     """
 
     samples: int
@@ -33,6 +42,7 @@ class Evaluation:
     kl_to_dense: float | None
     agreement: float | None
     logits: Tensor = field(repr=False)
+    per_class: tuple[ClassCount, ...] = field(default=(), repr=False)
 
 
 def evaluate(
@@ -93,10 +103,13 @@ def score(
     """
     _require_finite(logits)
     accuracy = loss = divergence = agreement = None
+    per_class: tuple[ClassCount, ...] = ()
     log_p = logits.double().log_softmax(1)
     if labels is not None:
         _require_classes(labels, logits)
-        accuracy = float((logits.argmax(1) == labels).double().mean())
+        correct = logits.argmax(1) == labels
+        accuracy = float(correct.double().mean())
+        per_class = _count_classes(labels, correct, logits.shape[1])
         loss = float(-log_p.gather(1, labels[:, None]).mean())
     if dense_logits is not None:
         if dense_logits.shape != logits.shape:
@@ -107,7 +120,7 @@ def score(
         divergence = kl_divergence(dense_logits, logits)
         alike = logits.argmax(1) == dense_logits.argmax(1).to(logits.device)
         agreement = float(alike.double().mean())
-    return Evaluation(len(logits), accuracy, loss, divergence, agreement, logits)
+    return Evaluation(len(logits), accuracy, loss, divergence, agreement, logits, per_class)
 
 
 def kl_divergence(reference: Tensor, logits: Tensor) -> float:
@@ -140,6 +153,12 @@ def _joined(labels: list[Tensor | None]) -> Tensor | None:
             "all of them, or for none."
         )
     return torch.cat(given) if given else None
+
+
+def _count_classes(labels: Tensor, correct: Tensor, classes: int) -> tuple[ClassCount, ...]:
+    samples = torch.bincount(labels, minlength=classes).tolist()
+    hits = torch.bincount(labels[correct], minlength=classes).tolist()
+    return tuple(ClassCount(*pair) for pair in zip(samples, hits, strict=True))
 
 
 def _require_finite(logits: Tensor) -> None:
