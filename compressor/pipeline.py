@@ -84,10 +84,10 @@ def measure_model(
         CompressorError: As `compress_model`.
     """
     watch = Stopwatch()
-    loaded = _load(model, data, seed, watch, progress)
+    loaded = load_run(model, data, seed, watch, progress)
     # Collapse needs no gradients, so none are taken whatever the method.
     forward_only = method.model_copy(update={"method": "whitened", "gradients": False})
-    found = _measure(loaded, forward_only, seed, watch, progress)
+    found = measure_run(loaded, forward_only, seed, watch, progress)
     assert found.statistics is not None
     with watch.stage("metrics"):
         layers = measured_layers(found)
@@ -125,8 +125,8 @@ def plan_model(
         refuse_existing_file(out, overwrite=overwrite)
     _check_names(method)
     watch = Stopwatch()
-    loaded = _load(model, data, seed, watch, progress)
-    found = _measure(loaded, method, seed, watch, progress)
+    loaded = load_run(model, data, seed, watch, progress)
+    found = measure_run(loaded, method, seed, watch, progress)
     made = _plan(found, method, watch, progress)
     if out is not None:
         write_file(out, made.model_dump_json(indent=2) + "\n")
@@ -170,8 +170,8 @@ def compress_model(settings: CompressSettings, *, progress: Progress) -> Report:
     else:
         _check_names(method)
     watch = Stopwatch()
-    loaded = _load(settings.model, settings.data, seed, watch, progress)
-    found = _measure(loaded, method, seed, watch, progress)
+    loaded = load_run(settings.model, settings.data, seed, watch, progress)
+    found = measure_run(loaded, method, seed, watch, progress)
     made = _plan(found, method, watch, progress) if given is None else given.bound_to(found)
     with watch.stage("factorize"):
         small = factorize(loaded.model.module, made, progress=progress)
@@ -179,8 +179,8 @@ def compress_model(settings: CompressSettings, *, progress: Progress) -> Report:
         round_to_storage_(small, loaded.model.storage_dtypes)
     compressed = replace(loaded.model, module=small)
     with watch.stage("evaluate"):
-        dense = _evaluate(loaded, loaded.model.module, "evaluate dense", progress)
-        after = _evaluate(loaded, small, "evaluate compressed", progress, dense)
+        dense = evaluate_run(loaded, loaded.model.module, "evaluate dense", progress)
+        after = evaluate_run(loaded, small, "evaluate compressed", progress, dense)
     report = _report(
         settings,
         loaded,
@@ -205,14 +205,14 @@ def evaluate_model(
         CompressorError: As `compress_model`.
     """
     watch = Stopwatch()
-    loaded = _load(model, data, seed, watch, progress)
+    loaded = load_run(model, data, seed, watch, progress)
     if loaded.data.test.labels is None:
         raise DataError(
             f"{data.data} carries no labels, and accuracy needs them. Name the column with "
             "--label-column, or give labelled data."
         )
     with watch.stage("evaluate"):
-        found = _evaluate(loaded, loaded.model.module, "evaluate", progress)
+        found = evaluate_run(loaded, loaded.model.module, "evaluate", progress)
     return EvaluationReport(
         accuracy=found.accuracy,
         loss=found.loss,
@@ -235,9 +235,10 @@ def _check_names(method: MethodSettings) -> None:
         parse_budget(budget)
 
 
-def _load(
+def load_run(
     model: ModelSettings, data: DataSettings, seed: int, watch: Stopwatch, progress: Progress
 ) -> Loaded:
+    """Load a model and its data."""
     with watch.stage("load"):
         found = load_model(model)
         for note in found.notes:
@@ -247,9 +248,10 @@ def _load(
     return Loaded(found, labelled, forward)
 
 
-def _measure(
+def measure_run(
     loaded: Loaded, method: MethodSettings, seed: int, watch: Stopwatch, progress: Progress
 ) -> Measurement:
+    """Measure the model on its calibration data, as a method's settings ask."""
     with watch.stage("measure"):
         return measure(
             loaded.model.module,
@@ -278,13 +280,14 @@ def _plan(found: Measurement, method: MethodSettings, watch: Stopwatch, progress
         )
 
 
-def _evaluate(
+def evaluate_run(
     loaded: Loaded,
     module: nn.Module,
     description: str,
     progress: Progress,
     dense: Evaluation | None = None,
 ) -> Evaluation:
+    """Evaluate a module on the test data, beside the dense model's logits where they are given."""
     test = loaded.data.test
     return evaluate(
         module,
@@ -374,9 +377,13 @@ def _auto_class(model: LoadedModel) -> str:
 
 
 __all__ = [
+    "Stopwatch",
     "compress_model",
     "evaluate_model",
+    "evaluate_run",
     "inspect_model",
+    "load_run",
     "measure_model",
+    "measure_run",
     "plan_model",
 ]

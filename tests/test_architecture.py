@@ -12,6 +12,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 FLOORS = (
     ("errors", "registry", "progress", "settings", "schema", "autoregister"),
+    ("fingerprint", "sweep.schema"),
     ("forward", "evaluation.loop"),
     ("collapse.moments", "collapse.metrics", "collapse.spectra", "collapse.clusters"),
     ("layers",),
@@ -21,6 +22,7 @@ FLOORS = (
     ("stages", "inspection", "measuring", "saving", "figures"),
     ("report",),
     ("pipeline", "api"),
+    ("sweep",),
     ("demo", "cli", "__main__"),
     ("",),
 )

@@ -78,6 +78,11 @@ def inline(figure: Figure, *, label: str, prefix: str) -> str:
 
 def standalone(figure: Figure) -> str:
     """Return a figure as an SVG file, the same for the same figure."""
+    import matplotlib as mpl
+
     stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None})
+    with mpl.rc_context(STYLE):
+        figure.savefig(
+            stream, format="svg", metadata={"Date": None}, facecolor=figure.get_facecolor()
+        )
     return stream.getvalue()

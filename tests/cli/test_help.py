@@ -20,7 +20,7 @@ def examples(command):
 
 
 def test_all_commands_are_there():
-    assert set(COMMANDS) == {"compress", "inspect", "measure", "plan", "evaluate", "demo"}
+    assert set(COMMANDS) == {"compress", "inspect", "measure", "plan", "evaluate", "sweep", "demo"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
