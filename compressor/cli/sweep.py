@@ -58,8 +58,8 @@ def sweep(
 
     Examples:
     compressor sweep bert --data docs.csv --out frontier
-    compressor sweep bert --data docs.csv --method nc1 --method svd --points 6 --out frontier
-    compressor sweep resnet50 --data photos --budgets params=80%,params=70% --out frontier
+    compressor sweep bert --data docs.csv --method nc1 --method svd --out two
+    compressor sweep vit --data photos --budgets layers=60%,layers=40% --out few
     """
 
     def work(progress: Progress) -> Sweep:

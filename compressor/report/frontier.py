@@ -78,14 +78,16 @@ def frontier_sentence(sweep: Sweep) -> str:
     by_plan = {point.plan: point for point in sweep.points}
     parts = [
         f"{percent(by_plan[found.plan].parameter_share)} of the parameters within "
-        f"{100 * found.tolerance:g} points"
+        f"{100 * found.tolerance:.1f} points"
         for found in sweep.within
         if found.plan is not None
     ]
     if not parts:
-        return f"No point of the sweep stays within {100 * sweep.within[-1].tolerance:g} points."
-    what = f"{sweep.quality} {percent(sweep.quality_of(sweep.dense))} of the dense model"
-    return f"The smallest models of the sweep, measured by {what}: {', '.join(parts)}."
+        return f"No point of the sweep stays within {100 * sweep.within[-1].tolerance:.1f} points."
+    what = sweep.quality if sweep.quality == "accuracy" else "agreement with the dense model"
+    if len({found.plan for found in sweep.within}) == 1:
+        parts = parts[:1]
+    return f"The smallest models by loss of {what}: {', '.join(parts)}."
 
 
 def view_sweep(sweep: Sweep) -> RenderableType:
