@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import get_args
-
-from torch import nn
 
 from benchmarks.arms import Arm, all_arms
 from benchmarks.controls import (
@@ -21,13 +18,14 @@ from benchmarks.controls import (
     with_shuffled_labels,
 )
 from benchmarks.resources import Cost, metered
-from benchmarks.results import Figures, hash_of
+from benchmarks.results import Figures
 from benchmarks.workloads import Settings
 from compressor.checkpoint.storage import round_to_storage_
 from compressor.collapse.capture import Statistics
 from compressor.collapse.watch import LayerStatistics
 from compressor.data import load_data
 from compressor.evaluation.loop import Evaluation, evaluate
+from compressor.fingerprint import hash_of, hash_of_weights
 from compressor.forward import Forward
 from compressor.layers.candidates import Candidate
 from compressor.methods.factorize import Decompositions
@@ -132,7 +130,7 @@ class Prepared:
         self.data_hash = hash_of(
             [self.data.calibration.sha256, self.data.selection.sha256, self.data.test.sha256]
         )
-        self.model_hash = self.model.sha256 or _hash_of_weights(self.model.module)
+        self.model_hash = self.model.sha256 or hash_of_weights(self.model.module)
 
     def measured(self, needs: Iterable[Needs]) -> Measurement:
         """Run one pass of each sort that is needed, and join what they gathered.
@@ -253,15 +251,6 @@ class Prepared:
                 progress=SILENT,
             )
         return self._shuffled_statistics
-
-
-def _hash_of_weights(module: nn.Module) -> str:
-    """Return a hash of a module's tensors, for one that came from no file."""
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(f"{name}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _joined(first: Measurement, second: Measurement) -> Measurement:

@@ -27,10 +27,11 @@ import torch
 from benchmarks.arms import Arm, chosen_arms
 from benchmarks.plots import draw
 from benchmarks.prepared import DenseCache, Prepared
-from benchmarks.results import Cell, Results, Row, code_version, latest
+from benchmarks.results import Cell, Results, Row, latest
 from benchmarks.tables import markdown, summaries
 from benchmarks.workloads import WORKLOADS, Settings, Workload, find_paths, places
 from compressor.errors import CompressorError, UsageError
+from compressor.fingerprint import code_version
 from compressor.methods.budget import parse_budget
 
 OUT = Path(__file__).parents[1] / "docs" / "benchmarks"

@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-
-import compressor
-
-WATCHED = (
-    "collapse",
-    "data",
-    "evaluation",
-    "forward.py",
-    "layers",
-    "methods",
-    "models",
-    "stages.py",
-    "checkpoint/storage.py",
-)
-"""Parts of the package that a figure may depend on; reports and commands are none of them."""
 
 
 class Cell(BaseModel):
@@ -179,23 +162,3 @@ def latest(rows: Iterable[Row]) -> list[Row]:
     for row in rows:
         kept[row.cell.workload, row.cell.method, row.cell.budget, row.cell.seed] = row
     return list(kept.values())
-
-
-def code_version() -> str:
-    """Return a hash of the package's sources that figures may depend on."""
-    root = Path(compressor.__file__).parent
-    files = sorted(
-        file
-        for part in WATCHED
-        for file in ([root / part] if part.endswith(".py") else (root / part).rglob("*.py"))
-    )
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.relative_to(root).as_posix()}\0".encode())
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()[:16]
-
-
-def hash_of(content: object) -> str:
-    """Return a short hash of plain data."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]

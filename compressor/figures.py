@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TypedDict
@@ -16,7 +17,14 @@ from compressor.evaluation.loop import Evaluation
 from compressor.forward import Forward
 from compressor.methods.measurement import Measurement
 from compressor.models import LoadedModel
-from compressor.schema import DataFigures, DenseLayer, ModelFigures, QualityFigures, SplitFigures
+from compressor.schema import (
+    ClassFigures,
+    DataFigures,
+    DenseLayer,
+    ModelFigures,
+    QualityFigures,
+    SplitFigures,
+)
 
 DEFAULT_LENGTH = 128
 """Tokens at which FLOPs of text models are counted where --max-length does not say."""
@@ -53,7 +61,7 @@ def model_figures(
         size: Bytes of the weight files, where there are any.
     """
     return ModelFigures(
-        **quality_figures(found, loaded.data.test_bytes).model_dump(),
+        **quality_figures(found, loaded.data).model_dump(),
         parameters=parameters(loaded.model.module),
         layer_parameters=layer_parameters,
         bytes=size,
@@ -61,19 +69,32 @@ def model_figures(
     )
 
 
-def quality_figures(found: Evaluation, size: int | None) -> QualityFigures:
+def quality_figures(found: Evaluation, data: LabelledData) -> QualityFigures:
     """Return how a model fares, without its cost.
 
     Args:
         found: How it fares on the test data.
-        size: UTF-8 bytes of the predicted text, where tokens are predicted.
+        data: The data, for the names of its classes and the size of its texts.
     """
     return QualityFigures(
         accuracy=found.accuracy,
         loss=found.loss,
         kl_to_dense=found.kl_to_dense,
         agreement=found.agreement,
-        **perplexities(found, size),
+        **perplexities(found, data.test_bytes),
+        per_class=_class_figures(data.class_names, found),
+    )
+
+
+def _class_figures(names: Sequence[str], found: Evaluation) -> tuple[ClassFigures, ...]:
+    """Return the accuracy of each class of the data; a class beyond its names is numbered."""
+    return tuple(
+        ClassFigures(
+            name=names[index] if index < len(names) else str(index),
+            samples=counted.samples,
+            accuracy=counted.correct / counted.samples if counted.samples else None,
+        )
+        for index, counted in enumerate(found.per_class)
     )
 
 

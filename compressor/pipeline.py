@@ -73,10 +73,10 @@ def measure_model(
         data = data.model_copy(
             update={"calibration": min(data.calibration or CALIBRATION, data.limit)}
         )
-    loaded = _load(model, data, seed, watch, progress)
+    loaded = load_run(model, data, seed, watch, progress)
     # Collapse needs no gradients, so none are taken whatever the method.
     forward_only = method.model_copy(update={"method": "whitened", "gradients": False})
-    found = _measure(loaded, forward_only, seed, watch, progress)
+    found = measure_run(loaded, forward_only, seed, watch, progress)
     assert found.statistics is not None
     with watch.stage("metrics"):
         layers = measured_layers(found)
@@ -114,8 +114,8 @@ def plan_model(
         refuse_existing_file(out, overwrite=overwrite)
     _check_names(method)
     watch = Stopwatch()
-    loaded = _load(model, data, seed, watch, progress)
-    found = _measure(loaded, method, seed, watch, progress)
+    loaded = load_run(model, data, seed, watch, progress)
+    found = measure_run(loaded, method, seed, watch, progress)
     made = _plan(found, method, watch, progress)
     if out is not None:
         write_file(out, made.model_dump_json(indent=2) + "\n")
@@ -159,8 +159,8 @@ def compress_model(settings: CompressSettings, *, progress: Progress) -> Report:
     else:
         _check_names(method)
     watch = Stopwatch()
-    loaded = _load(settings.model, settings.data, seed, watch, progress)
-    found = _measure(loaded, method, seed, watch, progress)
+    loaded = load_run(settings.model, settings.data, seed, watch, progress)
+    found = measure_run(loaded, method, seed, watch, progress)
     made = _plan(found, method, watch, progress) if given is None else given.bound_to(found)
     with watch.stage("factorize"):
         small = factorize(loaded.model.module, made, progress=progress)
@@ -168,19 +168,17 @@ def compress_model(settings: CompressSettings, *, progress: Progress) -> Report:
         round_to_storage_(small, loaded.model.storage_dtypes)
     compressed = replace(loaded.model, module=small)
     with watch.stage("evaluate"):
-        dense = _evaluate(loaded, loaded.model.module, "evaluate dense", progress)
+        dense = evaluate_run(loaded, loaded.model.module, "evaluate dense", progress)
         loaded = _doubted(loaded, dense, progress)
-        after = _evaluate(loaded, small, "evaluate compressed", progress, dense)
+        after = evaluate_run(loaded, small, "evaluate compressed", progress, dense)
     recovery = None
     if settings.recover:
         before = after
         with watch.stage("recover"):
             compressed, done = _recover(loaded, found, compressed, settings.recover, progress)
         with watch.stage("evaluate"):
-            after = _evaluate(loaded, compressed.module, "evaluate recovered", progress, dense)
-        recovery = RecoveryFigures(
-            **asdict(done), without=quality_figures(before, loaded.data.test_bytes)
-        )
+            after = evaluate_run(loaded, compressed.module, "evaluate recovered", progress, dense)
+        recovery = RecoveryFigures(**asdict(done), without=quality_figures(before, loaded.data))
     report = make_report(
         settings,
         loaded,
@@ -206,14 +204,14 @@ def evaluate_model(
         CompressorError: As `compress_model`.
     """
     watch = Stopwatch()
-    loaded = _load(model, data, seed, watch, progress, splits=("test",))
+    loaded = load_run(model, data, seed, watch, progress, splits=("test",))
     if loaded.data.test.labels is None:
         raise DataError(
             f"{data.data} carries no labels, and accuracy needs them. Name the column with "
             "--label-column, or give labelled data."
         )
     with watch.stage("evaluate"):
-        found = _evaluate(loaded, loaded.model.module, "evaluate", progress)
+        found = evaluate_run(loaded, loaded.model.module, "evaluate", progress)
         loaded = _doubted(loaded, found, progress)
     return EvaluationReport(
         accuracy=found.accuracy,
@@ -238,7 +236,7 @@ def _check_names(method: MethodSettings) -> None:
         parse_budget(budget)
 
 
-def _load(
+def load_run(
     model: ModelSettings,
     data: DataSettings,
     seed: int,
@@ -247,6 +245,7 @@ def _load(
     *,
     splits: Collection[str] = SPLITS,
 ) -> Loaded:
+    """Load a model and its data."""
     with watch.stage("load"):
         found = load_model(model)
         for note in found.notes:
@@ -259,9 +258,10 @@ def _load(
     return Loaded(found, labelled, forward)
 
 
-def _measure(
+def measure_run(
     loaded: Loaded, method: MethodSettings, seed: int, watch: Stopwatch, progress: Progress
 ) -> Measurement:
+    """Measure the model on its calibration data, as a method's settings ask."""
     with watch.stage("measure"):
         return measure(
             loaded.model.module,
@@ -290,13 +290,14 @@ def _plan(found: Measurement, method: MethodSettings, watch: Stopwatch, progress
         )
 
 
-def _evaluate(
+def evaluate_run(
     loaded: Loaded,
     module: nn.Module,
     description: str,
     progress: Progress,
     dense: Evaluation | None = None,
 ) -> Evaluation:
+    """Evaluate a module on the test data, beside the dense model's logits where they are given."""
     test = loaded.data.test
     return evaluate(
         module,
@@ -338,9 +339,13 @@ def _recover(
 
 
 __all__ = [
+    "Stopwatch",
     "compress_model",
     "evaluate_model",
+    "evaluate_run",
     "inspect_model",
+    "load_run",
     "measure_model",
+    "measure_run",
     "plan_model",
 ]

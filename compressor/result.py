@@ -14,6 +14,7 @@ from compressor.methods.outcome import layer_figures
 from compressor.methods.plan import Plan
 from compressor.models import LoadedModel
 from compressor.models.architectures import auto_name
+from compressor.report.html import report_page
 from compressor.saving import lowrank_config
 from compressor.schema import RecoveryFigures, Report
 from compressor.settings import CompressSettings
@@ -46,11 +47,12 @@ def make_report(
         watch: The time that each stage took.
     """
     with watch.stage("report"):
-        layers = layer_figures(found, made.ranks, compressed.module)
+        layers = layer_figures(found, made.ranks, compressed.module, made.recipe)
     kept = sum(layer.parameters for layer in layers)
     return Report(
         model=settings.model.model,
         framework=loaded.model.framework,
+        modality=loaded.model.modality,
         model_sha256=loaded.model.sha256,
         method=made.method,
         budget=made.budget,
@@ -91,6 +93,7 @@ def save_result(
         return {
             "plan.json": made.model_dump_json(indent=2) + "\n",
             "report.json": written[-1].model_dump_json(indent=2) + "\n",
+            "report.html": report_page(written[-1]),
             "README.md": model_card(
                 written[-1], auto_class=auto_name(type(compressed.module).__name__)
             ),

@@ -18,6 +18,21 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Spectrum(Strict):
+    """How fast the directions of one layer lose their worth, in the metric it was truncated in.
+
+    Args:
+        metric: Registered metric; ``identity`` is that of the weights themselves.
+        ranks: At most 64 positions, from 1 to the full rank in steps of equal ratio.
+        values: Singular value at each position over the largest; what truncation to rank r loses
+            is the sum of the squares beyond r.
+    """
+
+    metric: str
+    ranks: tuple[int, ...]
+    values: tuple[float, ...]
+
+
 class LayerFigures(Strict):
     """One candidate layer after compression.
 
@@ -37,6 +52,7 @@ class LayerFigures(Strict):
             can lose, as a share, from collapse alone.
         energy_lost: Share that this one did lose; one that aims at the predictions, as the default
             does, may lose more.
+        spectrum: Singular values in the metric of the truncation, where it was carried out.
     """
 
     name: str
@@ -52,6 +68,7 @@ class LayerFigures(Strict):
     nc1_quotient_output: float | None
     bound: float | None
     energy_lost: float | None
+    spectrum: Spectrum | None = None
 
 
 ALREADY_FACTORIZED = "already factorized"
@@ -83,6 +100,20 @@ class DataFigures(Strict):
     notes: tuple[str, ...] = ()
 
 
+class ClassFigures(Strict):
+    """How a model fares on the test samples of one class.
+
+    Args:
+        name: Name of the class.
+        samples: Test samples of it.
+        accuracy: Share of them classified correctly; None where there are none.
+    """
+
+    name: str
+    samples: int
+    accuracy: float | None
+
+
 class QualityFigures(Strict):
     """How a model fares on the test samples.
 
@@ -96,6 +127,7 @@ class QualityFigures(Strict):
         byte_perplexity: exp of the loss per UTF-8 byte of the predicted text: comparable between
             tokenizers.
         tokens: Tokens predicted.
+        per_class: Accuracy of each class, in the data's order; empty without labels.
     """
 
     accuracy: float | None
@@ -105,6 +137,7 @@ class QualityFigures(Strict):
     perplexity: float | None = None
     byte_perplexity: float | None = None
     tokens: int | None = None
+    per_class: tuple[ClassFigures, ...] = ()
 
 
 class ModelFigures(QualityFigures):
@@ -169,6 +202,7 @@ class Report(Strict):
     version: int = REPORT_VERSION
     model: str
     framework: str
+    modality: str | None = None
     model_sha256: str | None
     method: str
     budget: tuple[str, ...]

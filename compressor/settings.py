@@ -115,3 +115,33 @@ class CompressSettings(BaseModel):
     overwrite: bool = False
     seed: int = 0
     command: str | None = None
+
+
+class SweepSettings(BaseModel):
+    """A whole run of ``sweep``.
+
+    Args:
+        model: Which model.
+        data: Which data.
+        method: What all methods have in common; its ``method`` and ``budget`` are not read.
+        methods: Registered methods, each swept over all budgets.
+        budgets: Budgets, one a point; empty makes a ladder.
+        budget_kind: Kind of the ladder's budgets.
+        points: Number of the ladder's budgets.
+        out: Directory to write, or to go on in.
+        seed: Seed of every draw.
+        command: The command line as typed, for the report.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: ModelSettings
+    data: DataSettings
+    method: MethodSettings = MethodSettings()
+    methods: tuple[str, ...] = ("nc1",)
+    budgets: tuple[str, ...] = ()
+    budget_kind: str = "layers"
+    points: Annotated[int, Field(ge=1)] = 10
+    out: Path
+    seed: int = 0
+    command: str | None = None

@@ -12,15 +12,17 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 FLOORS = (
     ("errors", "registry", "progress", "settings", "schema", "stopwatch", "autoregister"),
+    ("fingerprint", "sweep.schema"),
     ("forward", "tokens", "evaluation.loop", "evaluation.tokens"),
     ("collapse.moments", "collapse.metrics", "collapse.spectra", "collapse.clusters"),
     ("layers",),
     ("collapse",),
     ("methods",),
     ("models", "data", "checkpoint", "evaluation", "hf"),
-    ("stages", "inspection", "measuring", "saving", "figures", "result"),
-    ("pipeline", "api"),
+    ("stages", "inspection", "measuring", "saving", "figures"),
     ("report",),
+    ("result", "pipeline", "api"),
+    ("sweep",),
     ("demo", "cli", "__main__"),
     ("",),
 )

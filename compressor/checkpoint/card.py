@@ -4,45 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from compressor.checkpoint.instructions import instructions
 from compressor.schema import Report
 
 LIBRARIES = {"transformers": "transformers", "timm": "timm", "torch": "pytorch"}
-
-LOADING = {
-    "transformers": """\
-```python
-import compressor  # registers the low-rank layers with transformers
-from transformers import {auto_class}
-
-model = {auto_class}.from_pretrained({directory!r})
-```
-
-Without `import compressor` the load fails with a size mismatch, by design. `pipeline(...)` and
-`Trainer` take the directory as they take any other.
-""",
-    "timm": """\
-```python
-import compressor
-from timm.data import create_transform, resolve_model_data_config
-
-model = compressor.load({directory!r})
-transform = create_transform(**resolve_model_data_config(model))
-```
-
-`timm.create_model("local-dir:…")` alone builds the dense architecture, and then refuses the
-factorized weights.
-""",
-    "torch": """\
-```python
-import compressor
-
-# The Python code of the network is not in this directory: build the dense module as before.
-model = compressor.load({directory!r}, model=YourModule())
-```
-
-On the command line, `--factory path/to/file.py:function` names a function that builds it.
-""",
-}
 
 
 def model_card(report: Report, *, auto_class: str = "AutoModelForSequenceClassification") -> str:
@@ -53,7 +18,7 @@ def model_card(report: Report, *, auto_class: str = "AutoModelForSequenceClassif
         auto_class: The transformers class that loads the model (transformers models only).
     """
     directory = report.out.rstrip("/").rpartition("/")[2] or report.out
-    loading = LOADING[report.framework].format(directory=directory, auto_class=auto_class)
+    loading = instructions(report.framework, directory, auto_class=auto_class)
     return "\n".join(
         (
             _front_matter(report),
@@ -76,7 +41,10 @@ def model_card(report: Report, *, auto_class: str = "AutoModelForSequenceClassif
             "Loading needs the Python package `compressor`; in a copy of its source, "
             "`pip install .` installs it.",
             "",
-            loading,
+            f"```python\n{loading.code}\n```",
+            "",
+            loading.remark,
+            "",
             "## How it was made",
             "",
             _command(report),

@@ -20,6 +20,8 @@ from compressor.cli.flatten import add_command, examples_text
 from compressor.cli.inspect import inspect
 from compressor.cli.measure import measure
 from compressor.cli.plan import plan
+from compressor.cli.report import report
+from compressor.cli.sweep import sweep
 from compressor.errors import CompressorError
 
 INTERRUPTED = 130
@@ -33,7 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=examples_text(("compressor demo", "compressor compress --help")),
 )
-for command in (compress, inspect, measure, plan, evaluate, export, demo):
+for command in (compress, inspect, measure, plan, evaluate, sweep, report, export, demo):
     add_command(app, command)
 
 

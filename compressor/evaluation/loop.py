@@ -17,6 +17,14 @@ from compressor.tokens import TokenForward, forward_for
 
 
 @dataclass(frozen=True)
+class ClassCount:
+    """Samples of one class, and how many of them were classified correctly."""
+
+    samples: int
+    correct: int
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What one pass over labelled batches found.
 
@@ -30,6 +38,7 @@ class Evaluation:
             tokens, what makes them again.
         tokens: Tokens predicted, where the model predicts tokens: accuracy, loss, KL and agreement
             are then means over tokens, and samples are windows.
+        per_class: Counts of each of the C classes; empty without labels.
     """
 
     samples: int
@@ -39,6 +48,7 @@ class Evaluation:
     agreement: float | None
     logits: Tensor | TokenLogits = field(repr=False)
     tokens: int | None = None
+    per_class: tuple[ClassCount, ...] = field(default=(), repr=False)
 
 
 def evaluate(
@@ -106,10 +116,13 @@ def score(
     """
     _require_finite(logits)
     accuracy = loss = divergence = agreement = None
+    per_class: tuple[ClassCount, ...] = ()
     log_p = logits.double().log_softmax(1)
     if labels is not None:
         _require_classes(labels, logits)
-        accuracy = float((logits.argmax(1) == labels).double().mean())
+        correct = logits.argmax(1) == labels
+        accuracy = float(correct.double().mean())
+        per_class = _count_classes(labels, correct, logits.shape[1])
         loss = float(-log_p.gather(1, labels[:, None]).mean())
     if dense_logits is not None:
         if dense_logits.shape != logits.shape:
@@ -120,7 +133,9 @@ def score(
         divergence = kl_divergence(dense_logits, logits)
         alike = logits.argmax(1) == dense_logits.argmax(1).to(logits.device)
         agreement = float(alike.double().mean())
-    return Evaluation(len(logits), accuracy, loss, divergence, agreement, logits)
+    return Evaluation(
+        len(logits), accuracy, loss, divergence, agreement, logits, per_class=per_class
+    )
 
 
 def kl_divergence(reference: Tensor, logits: Tensor) -> float:
@@ -181,6 +196,12 @@ def _joined(labels: list[Tensor | None]) -> Tensor | None:
             "all of them, or for none."
         )
     return torch.cat(given) if given else None
+
+
+def _count_classes(labels: Tensor, correct: Tensor, classes: int) -> tuple[ClassCount, ...]:
+    samples = torch.bincount(labels, minlength=classes).tolist()
+    hits = torch.bincount(labels[correct], minlength=classes).tolist()
+    return tuple(ClassCount(*pair) for pair in zip(samples, hits, strict=True))
 
 
 def _require_finite(logits: Tensor) -> None:

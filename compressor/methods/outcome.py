@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 from torch import Tensor, nn
 
 from compressor.collapse.metrics import cdnv, energy_bound, nc1, nc1_quotient
@@ -13,11 +14,17 @@ from compressor.layers.kinds import LAYER_KINDS
 from compressor.layers.lowrank import LOW_RANK_TYPES
 from compressor.methods.decompose import weighted_error
 from compressor.methods.measurement import Measurement
-from compressor.schema import LayerFigures
+from compressor.methods.recipe import Recipe
+from compressor.schema import LayerFigures, Spectrum
+
+SPECTRUM_POINTS = 64
 
 
 def layer_figures(
-    measurement: Measurement, ranks: Mapping[str, int], compressed: nn.Module | None = None
+    measurement: Measurement,
+    ranks: Mapping[str, int],
+    compressed: nn.Module | None = None,
+    recipe: Recipe | None = None,
 ) -> tuple[LayerFigures, ...]:
     """Return the figures of every candidate, in forward order.
 
@@ -25,6 +32,7 @@ def layer_figures(
         measurement: What was measured on the dense model.
         ranks: Rank by layer name.
         compressed: The factorized model, whose actual loss is then told too.
+        recipe: The recipe it was factorized by, whose spectra are then told too.
     """
     modules = dict(measurement.model.named_modules())
     replaced = {} if compressed is None else dict(compressed.named_modules())
@@ -54,9 +62,25 @@ def layer_figures(
                 else nc1_quotient(statistics.output_classes),
                 bound=None if statistics is None else _bound(statistics, weight, rank),
                 energy_lost=_lost(statistics, weight, replaced.get(name)),
+                spectrum=None if recipe is None else _spectrum(measurement, name, recipe),
             )
         )
     return tuple(figures)
+
+
+def _spectrum(measurement: Measurement, name: str, recipe: Recipe) -> Spectrum | None:
+    """Return a layer's singular values at positions of equal ratio; None for a zero matrix."""
+    values = measurement.decompositions.get(name, recipe).decomposition.energies.sqrt()
+    if not float(values[0]) > 0:
+        return None
+    steps = np.geomspace(1, len(values), SPECTRUM_POINTS)
+    ranks = sorted({round(float(step)) for step in steps})
+    shares = (values / values[0])[[rank - 1 for rank in ranks]]
+    return Spectrum(
+        metric=recipe.metric,
+        ranks=tuple(ranks),
+        values=tuple(float(f"{share:.4g}") for share in shares.tolist()),
+    )
 
 
 def _bound(statistics: LayerStatistics, weight: Tensor, rank: int) -> float | None:

@@ -1,0 +1,80 @@
+"""Two models' figures side by side, as rows of text (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from compressor.report.classes import interval_text
+from compressor.report.figures import MISSING, count, figure, nats, percent, points, size
+from compressor.schema import ModelFigures
+
+COUNTED: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("parameters", "parameters", count),
+    ("layer_parameters", "in the factorizable layers", count),
+    ("bytes", "bytes on disk", size),
+    ("flops", "FLOPs a sample", count),
+)
+"""Field, label and form of what is compared as a share."""
+
+_SHOWN = {field for field, *_ in COUNTED} | {
+    "accuracy",
+    "loss",
+    "kl_to_dense",
+    "agreement",
+    "per_class",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of both models as text; an interval is empty where there is none."""
+
+    label: str
+    dense: str
+    compressed: str
+    change: str
+    dense_interval: str = ""
+    compressed_interval: str = ""
+
+
+def compare_models(dense: ModelFigures, compressed: ModelFigures, samples: int) -> list[Row]:
+    """Return the rows of the table of before and after.
+
+    Figures that a report may hold beside the usual ones come last, under their own names.
+
+    Args:
+        dense: The dense model.
+        compressed: The compressed one.
+        samples: Test samples that accuracies were counted on.
+    """
+    rows = []
+    if dense.accuracy is not None and compressed.accuracy is not None:
+        rows.append(
+            Row(
+                "accuracy",
+                percent(dense.accuracy, 2),
+                percent(compressed.accuracy, 2),
+                f"{points(compressed.accuracy - dense.accuracy)} points",
+                interval_text(dense.accuracy, samples),
+                interval_text(compressed.accuracy, samples),
+            )
+        )
+    if dense.loss is not None and compressed.loss is not None:
+        rows.append(Row("cross entropy, nats", f"{dense.loss:.4f}", f"{compressed.loss:.4f}", ""))
+    for field, label, show in COUNTED:
+        before, after = getattr(dense, field), getattr(compressed, field)
+        rows.append(Row(label, show(before), show(after), _share(before, after)))
+    rows.append(Row("same prediction as dense", "", percent(compressed.agreement, 2), ""))
+    rows.append(Row("KL from dense, nats", "", nats(compressed.kl_to_dense), ""))
+    for field in type(dense).model_fields:
+        before, after = getattr(dense, field), getattr(compressed, field)
+        if field not in _SHOWN and isinstance(after, int | float):
+            shown = figure(before) if isinstance(before, int | float) else MISSING
+            rows.append(Row(field.replace("_", " "), shown, figure(after), _share(before, after)))
+    return rows
+
+
+def _share(before: float | None, after: float | None) -> str:
+    return f"× {after / before:.3f}" if before and after is not None else ""

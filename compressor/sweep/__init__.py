@@ -1,0 +1,1 @@
+"""Many budgets from one measurement: the frontier of quality over cost."""

@@ -1,0 +1,150 @@
+"""The page is whole, escaped, and the same without what older reports lack."""
+
+import json
+from html.parser import HTMLParser
+
+import pytest
+
+from compressor.report.html import report_page
+from compressor.report.svg import VARIABLES
+from compressor.schema import ClassFigures, DenseLayer, Report, Spectrum
+
+from .results import LONG_NAME, report
+
+HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>{{ 7 * 7 }} $\\frac$"
+SECTIONS = (
+    "summary",
+    "before-after",
+    "classes",
+    "depth",
+    "bound",
+    "spectra",
+    "choices",
+    "layers",
+    "left-dense",
+    "load",
+    "reproduce",
+)
+SPECTRUM = Spectrum(metric="fisher", ranks=(1, 100, 1024, 3072), values=(1, 0.1, 0.01, 0))
+
+
+def classes(*accuracies):
+    return tuple(
+        ClassFigures(name=f"class {index}", samples=50, accuracy=accuracy)
+        for index, accuracy in enumerate(accuracies)
+    )
+
+
+def whole(**changes):
+    """Return a report with every part that a page can show."""
+    plain = report()
+    layers = tuple(layer.model_copy(update={"spectrum": SPECTRUM}) for layer in plain.layers)
+    return plain.model_copy(
+        update={
+            "layers": layers,
+            "dense": plain.dense.model_copy(update={"per_class": classes(0.9, 0.8, None, 0.5)}),
+            "compressed": plain.compressed.model_copy(
+                update={"per_class": classes(0.88, 0.6, None, 0.52)}
+            ),
+            **changes,
+        }
+    )
+
+
+class Page(HTMLParser):
+    """Tags and texts of a page."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.ids, self.links, self.text = [], [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.tags.append(tag)
+        self.ids += [given["id"]] if "id" in given else []
+        self.links += [given[key] for key in ("src", "href", "xlink:href") if key in given]
+        assert not any(name.startswith("on") for name in given), given
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_a_page_has_every_section_once_and_fetches_nothing():
+    page = Page(report_page(whole()))
+    assert [name for name in page.ids if name in SECTIONS] == list(SECTIONS)
+    assert len(page.ids) == len(set(page.ids))
+    assert all(link.startswith(("#", "data:")) for link in page.links)
+    assert "script" not in page.tags
+    assert page.tags.count("svg") == 4
+    drawn = report_page(whole()).split("</style>")[1]
+    assert not [colour for colour in VARIABLES if colour in drawn]
+
+
+def test_the_page_says_what_was_done_and_gives_intervals():
+    text = Page(report_page(whole())).text
+    assert "accuracy 92.2 → 91.7 %" in text
+    assert "91.1–93.2" in text  # Wilson, 92.2 % of 2,568
+    assert "Of 3 classes with test samples, 2 lost accuracy, 1 gained, and 0 kept it." in text
+    losses = text.split("Largest losses")[1].split("All 3 classes")[0]
+    assert losses.index("class 1") < losses.index("class 0")
+    assert "−20.0" in losses
+    assert "class 3" not in losses
+    assert "from_pretrained" in text
+    assert "its parent reads the weight directly" in text
+
+
+@pytest.mark.parametrize(
+    "where", ["model", "command", "out", "layer", "class", "reason", "choice", "data", "version"]
+)
+def test_a_hostile_name_stays_text(where):
+    plain = whole()
+    layer = plain.layers[0].model_copy(update={"name": HOSTILE})
+    changes = {
+        "model": {"model": HOSTILE},
+        "command": {"command": HOSTILE},
+        "out": {"out": f"a/{HOSTILE.replace('/', '')}"},
+        "layer": {"layers": (layer, *plain.layers[1:])},
+        "class": {
+            which: getattr(plain, which).model_copy(
+                update={"per_class": (ClassFigures(name=HOSTILE, samples=9, accuracy=share),)}
+            )
+            for which, share in (("dense", 1.0), ("compressed", 0.5))
+        },
+        "reason": {"left_dense": (DenseLayer(name=HOSTILE, reason=HOSTILE),)},
+        "choice": {
+            "selection": (plain.selection[0].model_copy(update={"label": HOSTILE}),),
+        },
+        "data": {"data": plain.data.model_copy(update={"reference": HOSTILE})},
+        "version": {"versions": {"torch": HOSTILE}},
+    }[where]
+    page = Page(report_page(plain.model_copy(update=changes)))
+    assert not {"script", "img"} & set(page.tags)
+    assert "onerror=alert(1)>{{ 7 * 7 }} $" in page.text
+
+
+def test_a_report_of_an_older_version_renders_without_what_it_lacks():
+    old = json.loads(report().model_dump_json())
+    for figures in (old["dense"], old["compressed"]):
+        del figures["per_class"]
+    for layer in old["layers"]:
+        del layer["spectrum"]
+    del old["modality"]
+    page = Page(report_page(Report.model_validate(old)))
+    assert [name for name in page.ids if name in SECTIONS] == [
+        name for name in SECTIONS if name not in ("classes", "spectra")
+    ]
+
+
+def test_a_run_without_labels_or_statistics_renders():
+    bare = report(dense=None, compressed=None)
+    nothing = dict.fromkeys(("nc1_quotient", "nc1", "cdnv", "bound", "energy_lost"))
+    layers = tuple(layer.model_copy(update=nothing) for layer in bare.layers)
+    page = Page(report_page(bare.model_copy(update={"layers": layers, "selection": ()})))
+    assert not {"classes", "depth", "bound", "choices"} & set(page.ids)
+    assert "Without labels" in page.text
+    assert LONG_NAME in page.text
+
+
+def test_the_same_report_gives_the_same_page():
+    assert report_page(whole()) == report_page(whole())

@@ -1,0 +1,86 @@
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from compressor.cli import main
+from compressor.errors import CheckpointError, UsageError
+from compressor.report.runs import compare_runs, read_report, runs_page, view_runs
+from compressor.schema import Report
+
+from .results import report
+from .test_html import HOSTILE, Page
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Return two directories with a report each, of one model and the same test samples."""
+    for name, accuracy in (("first", 0.917), ("second", 0.88)):
+        (tmp_path / name).mkdir()
+        text = report(compressed=accuracy).model_dump_json()
+        (tmp_path / name / "report.json").write_text(text)
+    return [tmp_path / "first", tmp_path / "second"]
+
+
+def test_several_are_shown_side_by_side_in_80_columns(runs):
+    compared = compare_runs(runs)
+    assert compared.notes == ()
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(view_runs(compared))
+    assert max(map(len, stream.getvalue().splitlines())) <= 80
+    for words in ("91.7 %", "88.0 %", "−0.5", "−4.2", "36.9 MB"):
+        assert words in stream.getvalue()
+
+
+def test_what_does_not_compare_is_said(runs):
+    changed = report(samples=7)
+    data = changed.data.model_copy(
+        update={"test": changed.data.test.model_copy(update={"sha256": "cd" * 32})}
+    )
+    other = changed.model_copy(update={"data": data, "model_sha256": "ef" * 32})
+    (runs[1] / "report.json").write_text(other.model_dump_json())
+    notes = compare_runs(runs).notes
+    assert "different samples" in notes[0]
+    assert "different dense models" in notes[1]
+
+
+def test_the_command_compares_prints_json_and_writes_a_page(runs, tmp_path, capsys):
+    words = ["report", *map(str, runs)]
+    page = tmp_path / "page.html"
+    assert main([*words, "--html", str(page), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert [run["report"]["compressed"]["accuracy"] for run in printed["runs"]] == [0.917, 0.88]
+    assert "side by side" in Page(page.read_text()).text
+    assert main([*words, "--html", str(page)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([*words, "--html", str(page), "--overwrite", "--quiet"]) == 0
+
+
+def test_one_run_is_shown_and_rendered_again(runs, capsys):
+    page = runs[0] / "report.html"
+    assert main(["report", str(runs[0]), "--html", str(page)]) == 0
+    assert "Good: with 2,568 test samples" in capsys.readouterr().out
+    assert "before-after" in Page(page.read_text()).ids
+
+
+def test_hostile_directories_stay_text(runs):
+    compared = compare_runs(runs)
+    hostile = compared.runs[0].model_copy(update={"directory": HOSTILE})
+    page = Page(runs_page(compared.model_copy(update={"runs": (hostile,), "notes": (HOSTILE,)})))
+    assert not {"script", "img"} & set(page.tags)
+    assert page.text.count(HOSTILE) >= 3
+
+
+def test_reports_that_cannot_be_read_are_named(tmp_path):
+    with pytest.raises(UsageError, match="compressor compress"):
+        read_report(tmp_path)
+    (tmp_path / "report.json").write_text('{"version": 1}')
+    with pytest.raises(CheckpointError, match=r"field|Field|model"):
+        read_report(tmp_path)
+    newer = {**json.loads(report().model_dump_json()), "novelty": 1}
+    (tmp_path / "report.json").write_text(json.dumps(newer))
+    with pytest.raises(CheckpointError, match=r"novelty.*newer release"):
+        read_report(tmp_path)
+    (tmp_path / "report.json").write_text(report().model_dump_json())
+    assert isinstance(read_report(tmp_path / "report.json"), Report)
