@@ -7,6 +7,8 @@ therefore fails on a size mismatch instead of starting from random weights.
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -51,11 +53,11 @@ class LowRankLinear(nn.Linear):
         return f"{self.in_features}, {self.out_features}, rank={self.rank}"
 
 
-class LowRankConv2d(nn.Conv2d):
-    """A k×k convolution to r channels, then a 1×1 convolution to the output channels.
+class ChannelForm(nn.Module):
+    """A convolution of the dense layer's kernel to r channels, then one of size 1 to the output's.
 
     Stride, padding and dilation stay with the first, the bias with the second (channel form;
-    Zhang et al., arXiv 1505.06798). ``weight`` is [m, r, 1, 1], ``down.weight`` [r, c, kh, kw].
+    Zhang et al., arXiv 1505.06798). Comes before the convolution among a class's bases.
 
     Args:
         dense: The convolution that this one replaces; only its geometry is read.
@@ -63,19 +65,22 @@ class LowRankConv2d(nn.Conv2d):
         bias: Whether there is a bias [m].
     """
 
-    kind = "conv2d"
-    """Registered kind of the dense layer that this one replaced."""
+    dense_type: ClassVar[Any]
+    """Class of the dense convolution, and of the first factor."""
 
-    def __init__(self, dense: nn.Conv2d, rank: int, *, bias: bool) -> None:
+    in_channels: int
+    out_channels: int
+
+    def __init__(self, dense: nn.Conv1d | nn.Conv2d, rank: int, *, bias: bool) -> None:
         device, dtype = dense.weight.device, dense.weight.dtype
         super().__init__(rank, dense.out_channels, 1, bias=bias, device=device, dtype=dtype)
-        self.down = nn.Conv2d(
+        self.down = self.dense_type(
             dense.in_channels,
             rank,
-            dense.kernel_size,  # type: ignore[arg-type]  # torch types it tuple[int, ...]
-            stride=dense.stride,  # type: ignore[arg-type]
-            padding=dense.padding,  # type: ignore[arg-type]
-            dilation=dense.dilation,  # type: ignore[arg-type]
+            dense.kernel_size,
+            stride=dense.stride,
+            padding=dense.padding,
+            dilation=dense.dilation,
             padding_mode=dense.padding_mode,
             bias=False,
             device=device,
@@ -83,56 +88,36 @@ class LowRankConv2d(nn.Conv2d):
         )
         self.in_channels = dense.in_channels
         self.rank = rank
+
+    def extra_repr(self) -> str:
+        """Return the sizes for ``repr``."""
+        return f"{self.in_channels}, {self.out_channels}, rank={self.rank}"
+
+
+class LowRankConv2d(ChannelForm, nn.Conv2d):
+    """k×k to r channels, then 1×1: ``weight`` is [m, r, 1, 1], ``down.weight`` [r, c, kh, kw]."""
+
+    kind = "conv2d"
+    """Registered kind of the dense layer that this one replaced."""
+
+    dense_type = nn.Conv2d
 
     def forward(self, input: Tensor) -> Tensor:
         """Map [B, c, H, W] to [B, m, H', W']."""
         return functional.conv2d(self.down(input), self.weight, self.bias)
 
-    def extra_repr(self) -> str:
-        """Return the sizes for ``repr``."""
-        return f"{self.in_channels}, {self.out_channels}, rank={self.rank}"
 
-
-class LowRankConv1d(nn.Conv1d):
-    """A convolution of width k to r channels, then one of width 1 to the output channels.
-
-    Stride, padding and dilation stay with the first, the bias with the second. ``weight`` is
-    [m, r, 1], ``down.weight`` [r, c, k].
-
-    Args:
-        dense: The convolution that this one replaces; only its geometry is read.
-        rank: Channels r between the two.
-        bias: Whether there is a bias [m].
-    """
+class LowRankConv1d(ChannelForm, nn.Conv1d):
+    """Width k to r channels, then width 1: ``weight`` is [m, r, 1], ``down.weight`` [r, c, k]."""
 
     kind = "convolution1d"
     """Registered kind of the dense layer that this one replaced."""
 
-    def __init__(self, dense: nn.Conv1d, rank: int, *, bias: bool) -> None:
-        device, dtype = dense.weight.device, dense.weight.dtype
-        super().__init__(rank, dense.out_channels, 1, bias=bias, device=device, dtype=dtype)
-        self.down = nn.Conv1d(
-            dense.in_channels,
-            rank,
-            dense.kernel_size,  # type: ignore[arg-type]  # torch types it tuple[int, ...]
-            stride=dense.stride,  # type: ignore[arg-type]
-            padding=dense.padding,  # type: ignore[arg-type]
-            dilation=dense.dilation,  # type: ignore[arg-type]
-            padding_mode=dense.padding_mode,
-            bias=False,
-            device=device,
-            dtype=dtype,
-        )
-        self.in_channels = dense.in_channels
-        self.rank = rank
+    dense_type = nn.Conv1d
 
     def forward(self, input: Tensor) -> Tensor:
         """Map [B, c, L] to [B, m, L']."""
         return functional.conv1d(self.down(input), self.weight, self.bias)
-
-    def extra_repr(self) -> str:
-        """Return the sizes for ``repr``."""
-        return f"{self.in_channels}, {self.out_channels}, rank={self.rank}"
 
 
 LOW_RANK_TYPES = (LowRankLinear, LowRankConv2d, LowRankConv1d)

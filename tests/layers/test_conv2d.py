@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.layers.conv2d import MAX_POSITIONS, Conv2dKind
+from compressor.layers.conv2d import Conv2dKind
+from compressor.layers.convolution import MAX_POSITIONS
 
 KIND = Conv2dKind()
 
