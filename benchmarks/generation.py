@@ -9,6 +9,7 @@ are medians.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import statistics
 import time
@@ -53,11 +54,14 @@ def prefill(model: nn.Module, prompt: Tensor) -> float:
 
 def decode(model: nn.Module, prompt: Tensor, tokens: int) -> float:
     """Return the seconds that ``tokens`` greedy steps take after the prompt was read."""
+    # transformers 5.24 calls the argument ``cache`` and warns of its older name.
+    taken = inspect.signature(model.forward).parameters
+    name = "cache" if "cache" in taken else "past_key_values"
     output = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
     cache, chosen = output.past_key_values, output.logits[:, -1:].argmax(-1)
     start = time.perf_counter()
     for _ in range(tokens):
-        output = model(input_ids=chosen, past_key_values=cache, use_cache=True)
+        output = model(input_ids=chosen, use_cache=True, **{name: cache})
         cache, chosen = output.past_key_values, output.logits[:, -1:].argmax(-1)
     return time.perf_counter() - start
 
