@@ -6,6 +6,7 @@ import pytest
 
 from compressor.cli import main
 from compressor.demo import MODEL
+from compressor.report.html import report_page
 from compressor.schema import (
     EvaluationReport,
     ExportReport,
@@ -81,8 +82,20 @@ def test_compress_keeps_to_its_budget_and_reports(compressed):
     assert report.compressed.bytes < report.dense.bytes
     hashes = {report.data.calibration.sha256, report.data.selection.sha256, report.data.test.sha256}
     assert len(hashes) == 3
-    for name in ("model.safetensors", "config.json", "plan.json", "README.md"):
+    for name in ("model.safetensors", "config.json", "plan.json", "report.html", "README.md"):
         assert (compressed / name).is_file()
+
+
+def test_the_report_tells_every_class_and_spectrum(compressed):
+    report = Report.model_validate_json((compressed / "report.json").read_text())
+    for figures in (report.dense, report.compressed):
+        assert [found.name for found in figures.per_class] == [str(digit) for digit in range(10)]
+        hits = sum(found.samples * found.accuracy for found in figures.per_class)
+        assert hits / report.data.test.samples == pytest.approx(figures.accuracy)
+    assert all(len(layer.spectrum.ranks) <= 64 for layer in report.layers)
+    assert all(layer.spectrum.ranks[-1] == layer.full_rank for layer in report.layers)
+    page = (compressed / "report.html").read_text()
+    assert page == report_page(report)
 
 
 def test_evaluate_repeats_the_reported_accuracy(compressed, capsys):

@@ -174,3 +174,16 @@ def test_kl_is_never_negative_and_does_not_see_shifts(seed, samples, classes, sc
     assert kl_divergence(p, q) == pytest.approx(expected, rel=1e-9, abs=1e-12)
     assert kl_divergence(p, q) >= 0
     assert kl_divergence(p, p + 5.0) == pytest.approx(0, abs=1e-12)
+
+
+def test_classes_are_counted_one_by_one(data):
+    _, labels = data
+    logits = torch.randn(30, 5, generator=torch.Generator().manual_seed(2))  # class 4 never occurs
+    found = score(logits, labels).per_class
+    for index, counted in enumerate(found):
+        own = [row for row in range(30) if labels[row] == index]
+        assert counted.samples == len(own)
+        assert counted.correct == sum(int(logits[row].argmax()) == index for row in own)
+    assert len(found) == 5
+    assert found[4].samples == 0
+    assert score(logits, None).per_class == ()

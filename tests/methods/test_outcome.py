@@ -49,3 +49,26 @@ def test_without_statistics_there_is_no_collapse_to_tell():
     assert found.nc1 is None
     assert found.bound is None
     assert found.energy_lost is None
+
+
+@pytest.mark.parametrize("metric", ["identity", "covariance"])
+def test_the_spectrum_tells_what_each_rank_loses(metric):
+    recipe = Recipe(metric=metric)
+    made, _ = measured().factorized(RANKS, recipe)
+    found = {f.name: f for f in layer_figures(measured(), RANKS, made, recipe)}["a"].spectrum
+    assert found.metric == metric
+    assert found.ranks == tuple(range(1, 25))  # fewer than 64: every one
+    weight = trained().a.weight.detach().double()
+    if metric == "identity":
+        expected = torch.linalg.svdvals(weight)
+    else:
+        moments = measured().layers["a"].inputs
+        values, vectors = torch.linalg.eigh(moments.total_covariance)
+        root = vectors @ values.clamp_min(0).sqrt().diag() @ vectors.T
+        expected = torch.linalg.svdvals(weight @ root)
+    shown = torch.tensor(found.values, dtype=torch.float64)
+    torch.testing.assert_close(shown, expected / expected[0], rtol=1e-3, atol=1e-6)
+
+
+def test_a_plan_alone_has_no_spectrum():
+    assert figures(RANKS)["a"].spectrum is None

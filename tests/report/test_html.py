@@ -82,7 +82,7 @@ def test_a_page_has_every_section_once_and_fetches_nothing():
 
 
 def test_the_page_says_what_was_done_and_gives_intervals():
-    text = Page(report_page(whole())).text
+    text = Page(report_page(whole())).text.replace("\u00a0", " ")
     assert "accuracy 92.2 → 91.7 %" in text
     assert "91.1–93.2" in text  # Wilson, 92.2 % of 2,568
     assert "Of 3 classes with test samples, 2 lost accuracy, 1 gained, and 0 kept it." in text

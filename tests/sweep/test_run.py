@@ -13,6 +13,7 @@ from compressor.sweep.schema import Sweep
 QUICK = (
     *("--data", "sklearn:digits", "--calibration", "120", "--limit", "150"),
     *("--device", "cpu", "--no-gradients", "--quiet", "--json"),
+    *("--exclude", "blocks.[0-3].*"),
 )
 METHODS = ("--method", "nc1", "--method", "svd")
 BUDGETS = "layers=50%,layers=20%"
