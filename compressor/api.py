@@ -97,5 +97,6 @@ def compress(
             small, test, forward=forward, dense_logits=dense.logits, progress=progress
         )
     if out is not None:
-        save(small, out, overwrite=overwrite)
+        inputs, _ = next(iter(measurement.calibration))
+        save(small, out, overwrite=overwrite, example=inputs)
     return Compression(small, made, dense, compressed)

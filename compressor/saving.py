@@ -10,6 +10,7 @@ from torch import nn
 
 from compressor.checkpoint.format import LowRankConfig, LowRankLayer
 from compressor.checkpoint.save import save_directory
+from compressor.forward import Inputs
 from compressor.layers.lowrank import LOW_RANK_TYPES
 from compressor.models import describe
 
@@ -20,6 +21,7 @@ def save(
     *,
     overwrite: bool = False,
     extra_files: Mapping[str, str] | None = None,
+    example: Inputs | None = None,
 ) -> int:
     """Save a factorized model as a directory that `compressor.load` rebuilds.
 
@@ -28,6 +30,9 @@ def save(
         directory: Where to write; whole or not at all.
         overwrite: Replace ``directory`` if this package wrote it.
         extra_files: Text of further files by name.
+        example: Inputs of one or more samples. `compressor verify` later replays made-up inputs of
+            their shapes, types and ranges; transformers and timm models, and modules with an input
+            transform, need none.
 
     Returns:
         Size of the weight files in bytes.
@@ -42,6 +47,7 @@ def save(
         lowrank=lowrank_config(model),
         extra_files=extra_files,
         overwrite=overwrite,
+        example=example,
     )
 
 

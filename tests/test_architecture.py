@@ -11,7 +11,16 @@ ROOT = Path(compressor.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 FLOORS = (
-    ("errors", "registry", "progress", "settings", "schema", "stopwatch", "autoregister"),
+    (
+        "errors",
+        "registry",
+        "progress",
+        "settings",
+        "schema",
+        "stopwatch",
+        "autoregister",
+        "jsonfile",
+    ),
     ("fingerprint", "sweep.schema"),
     ("forward", "tokens", "evaluation.loop", "evaluation.tokens"),
     ("collapse.moments", "collapse.metrics", "collapse.spectra", "collapse.clusters"),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from compressor.errors import CheckpointError
+from compressor.jsonfile import read_object, validated
 
 FORMAT_VERSION = 1
 
@@ -64,12 +64,7 @@ def parse_lowrank(block: Mapping[str, object], *, where: str) -> LowRankConfig:
             f"{where} has format_version {version}; this compressor reads up to {FORMAT_VERSION}. "
             "Upgrade it: pip install --upgrade compressor"
         )
-    try:
-        return LowRankConfig.model_validate(block)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        raise CheckpointError(f"{where}: low-rank block, key {key}: {problem['msg']}") from error
+    return validated(LowRankConfig, block, f"{where}, low-rank block", CheckpointError)
 
 
 class SavedBlock(NamedTuple):
@@ -85,20 +80,13 @@ def read_config(directory: Path) -> dict[str, object]:
     Raises:
         CheckpointError: If there is none, or it is no JSON object.
     """
-    path = directory / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{directory} holds no config.json, so it is no model directory. Expected one that "
-            "transformers, timm or compressor saved; for bare weights name the architecture and "
-            "pass them with --checkpoint."
-        ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{path} should hold a JSON object, found {type(config).__name__}.")
-    return config
+    return read_object(
+        directory / "config.json",
+        CheckpointError,
+        missing=f"{directory} holds no config.json, so it is no model directory. Expected one "
+        "that transformers, timm or compressor saved; for bare weights name the architecture and "
+        "pass them with --checkpoint.",
+    )
 
 
 def find_lowrank(config: Mapping[str, object], *, where: str) -> SavedBlock | None:

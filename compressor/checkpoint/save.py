@@ -13,8 +13,11 @@ from pathlib import Path
 from torch import Tensor
 
 from compressor.checkpoint.format import LowRankConfig, find_lowrank, read_config
+from compressor.checkpoint.integrity import write_integrity
+from compressor.checkpoint.probe import take_probe
 from compressor.checkpoint.storage import cast_state
 from compressor.errors import CheckpointError, OutputExistsError
+from compressor.forward import Inputs
 from compressor.models.source import MODEL_SOURCES, LoadedModel
 
 ExtraFiles = Mapping[str, str] | Callable[[int], Mapping[str, str]]
@@ -31,11 +34,13 @@ def save_directory(
     extra_files: ExtraFiles | None = None,
     overwrite: bool = False,
     max_shard_size: str = "5GB",
+    example: Inputs | None = None,
 ) -> int:
     """Write a factorized model as a directory of its framework.
 
     Everything is written into a temporary sibling directory, flushed to disk and renamed at the
-    end, so that ``directory`` is never half written.
+    end, so that ``directory`` is never half written. integrity.json records the hash of every
+    file, and the model's logits on a few made-up inputs, for `compressor verify`.
 
     Args:
         model: The model; its module is already factorized.
@@ -45,6 +50,8 @@ def save_directory(
             function that returns it given the size of the weight files in bytes.
         overwrite: Replace ``directory`` if compressor wrote it, or if it is empty.
         max_shard_size: Largest weight file, as huggingface_hub writes sizes.
+        example: Inputs of one or more samples, of which the made-up inputs take their form and
+            nothing else; None asks the model.
 
     Returns:
         Size of the weight files in bytes.
@@ -58,6 +65,7 @@ def save_directory(
     refuse_existing(directory, overwrite=overwrite)
     source = MODEL_SOURCES.get(model.framework)
     state = cast_state(model.module, model.storage_dtypes)
+    probe = take_probe(model, example)
     with _explained(directory):
         directory.parent.mkdir(parents=True, exist_ok=True)
         _refuse_full_disk(directory.parent, state, model)
@@ -68,6 +76,7 @@ def save_directory(
             texts = extra_files(size) if callable(extra_files) else extra_files
             for name, text in (texts or {}).items():
                 (temporary / name).write_text(text, encoding="utf-8")
+            write_integrity(temporary, probe)
             _open_to_others(temporary)
             _flush(temporary)
             _move_into_place(temporary, directory)

@@ -22,6 +22,7 @@ from compressor.cli.measure import measure
 from compressor.cli.plan import plan
 from compressor.cli.report import report
 from compressor.cli.sweep import sweep
+from compressor.cli.verify import verify
 from compressor.errors import CompressorError
 
 INTERRUPTED = 130
@@ -35,7 +36,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=examples_text(("compressor demo", "compressor compress --help")),
 )
-for command in (compress, inspect, measure, plan, evaluate, sweep, report, export, demo):
+for command in (compress, inspect, measure, plan, evaluate, sweep, report, export, verify, demo):
     add_command(app, command)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from compressor.errors import UsageError, did_you_mean
+from compressor.jsonfile import read_object, validated
 from compressor.layers.candidates import Candidate, Candidates
 from compressor.methods.measurement import Measurement
 from compressor.methods.recipe import Recipe
@@ -92,24 +92,8 @@ def read_plan(path: Path) -> Plan:
         UsageError: If the file is missing, is no JSON, or does not follow the schema; the message
             names the key.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise UsageError(f"No such plan: {path}. `compressor plan` writes one.") from error
-    except OSError as error:
-        raise UsageError(f"Cannot read the plan {path}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"Cannot read the plan {path}: it is not text in UTF-8.") from error
-    try:
-        return Plan.model_validate(json.loads(text))
-    except json.JSONDecodeError as error:
-        raise UsageError(
-            f"{path} is not valid JSON: {error.msg} in line {error.lineno}."
-        ) from error
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(str(part) for part in problem["loc"])
-        raise UsageError(f"{path}: key {key}: {problem['msg']}.") from error
+    missing = f"No such plan: {path}. `compressor plan` writes one."
+    return validated(Plan, read_object(path, UsageError, missing=missing), str(path), UsageError)
 
 
 def check_against(plan: Plan, candidates: Candidates) -> None:

@@ -44,6 +44,7 @@ def test_writes_weights_config_and_extra_files(made: Made, tmp_path: Path) -> No
         "out",
         "out/README.md",
         "out/config.json",
+        "out/integrity.json",
         "out/model.safetensors",
         "out/plan.json",
     ]
@@ -77,7 +78,12 @@ def test_existing_output_needs_overwrite(made: Made, tmp_path: Path) -> None:
         save_directory(made.model, out, lowrank=made.lowrank)
     assert (out / "old").exists()
     save_directory(made.model, out, lowrank=made.lowrank, overwrite=True)
-    assert listing(tmp_path) == ["out", "out/config.json", "out/model.safetensors"]
+    assert listing(tmp_path) == [
+        "out",
+        "out/config.json",
+        "out/integrity.json",
+        "out/model.safetensors",
+    ]
 
 
 def test_overwrite_never_replaces_what_is_not_ours(made: Made, tmp_path: Path) -> None:
@@ -147,7 +153,12 @@ def test_a_weight_that_overflows_leaves_the_old_directory(made: Made, tmp_path: 
     with pytest.raises(LayerError, match="Layer head"):
         save_directory(half, out, lowrank=made.lowrank, overwrite=True)
     assert (out / "model.safetensors").read_bytes() == before
-    assert listing(tmp_path) == ["out", "out/config.json", "out/model.safetensors"]
+    assert listing(tmp_path) == [
+        "out",
+        "out/config.json",
+        "out/integrity.json",
+        "out/model.safetensors",
+    ]
 
 
 def test_carried_files_are_copied(tmp_path: Path) -> None:

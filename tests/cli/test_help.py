@@ -11,8 +11,8 @@ from compressor.cli.app import app
 PROGRAM = get_command(app)
 COMMANDS = tuple(PROGRAM.commands)
 EVERY_COMMAND_TAKES = ("--json", "--seed", "--device", "--batch-size", "--limit", "--quiet")
-READS_ONLY = {"report"}
-"""Commands that read what others wrote: they have no model to run."""
+READS_ONLY = {"report", "verify"}
+"""Commands that read what others wrote: they run a model on no data and draw nothing."""
 
 
 def examples(command):
@@ -31,6 +31,7 @@ def test_all_commands_are_there():
         "sweep",
         "report",
         "export",
+        "verify",
         "demo",
     }
 
