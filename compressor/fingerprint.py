@@ -18,6 +18,7 @@ WATCHED = (
     "methods",
     "models",
     "stages.py",
+    "tokens.py",
     "checkpoint/storage.py",
 )
 """Parts of the package that a figure may depend on; reports and commands are none of them."""

@@ -6,8 +6,9 @@ from collections.abc import Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
+from compressor.cache import Cache, Tensors
 from compressor.checkpoint.save import (
     refuse_existing,
     refuse_existing_file,
@@ -16,7 +17,7 @@ from compressor.checkpoint.save import (
 from compressor.checkpoint.storage import round_to_storage_
 from compressor.data import CALIBRATION, SPLITS, load_data
 from compressor.errors import DataError
-from compressor.evaluation.loop import Evaluation, evaluate
+from compressor.evaluation.loop import Evaluation, evaluate, score
 from compressor.figures import (
     Loaded,
     data_figures,
@@ -40,6 +41,7 @@ from compressor.methods.recover import Recovery, recover
 from compressor.models import LoadedModel, load_model
 from compressor.progress import Progress
 from compressor.result import make_report, save_result
+from compressor.resume import finished_before, kept_results
 from compressor.schema import (
     EvaluationReport,
     MeasurementReport,
@@ -139,6 +141,9 @@ def plan_model(
 def compress_model(settings: CompressSettings, *, progress: Progress) -> Report:
     """Load, measure, plan, factorize, evaluate, save, report.
 
+    With ``settings.resume`` or ``settings.cache``, what a run computes is kept as it goes, and one
+    that was killed ends with the same checkpoint, to the last bit, when it is called again.
+
     Raises:
         OutputExistsError: If the output exists and may not be replaced.
         UsageError: If a name, pattern, budget or plan is wrong.
@@ -148,6 +153,10 @@ def compress_model(settings: CompressSettings, *, progress: Progress) -> Report:
         BudgetError: If a budget cannot be reached.
         CheckpointError: If the result cannot be written.
     """
+    done = finished_before(settings)
+    if done is not None:
+        progress.note(f"{settings.out} was finished before by this command; nothing is to be done.")
+        return done
     refuse_existing(settings.out, overwrite=settings.overwrite)
     method, seed, given = settings.method, settings.seed, None
     if settings.plan is not None:
@@ -160,15 +169,31 @@ def compress_model(settings: CompressSettings, *, progress: Progress) -> Report:
         _check_names(method)
     watch = Stopwatch()
     loaded = load_run(settings.model, settings.data, seed, watch, progress)
-    found = measure_run(loaded, method, seed, watch, progress)
-    made = _plan(found, method, watch, progress) if given is None else given.bound_to(found)
+    with kept_results(settings, loaded, progress) as cache:
+        found = measure_run(loaded, method, seed, watch, progress, cache=cache)
+        made = _plan(found, method, watch, progress) if given is None else given.bound_to(found)
+        return _carry_out(settings, loaded, made, watch=watch, progress=progress, cache=cache)
+
+
+def _carry_out(
+    settings: CompressSettings,
+    loaded: Loaded,
+    made: Plan,
+    *,
+    watch: Stopwatch,
+    progress: Progress,
+    cache: Cache | None,
+) -> Report:
+    """Factorize as the plan says, evaluate, save, report."""
+    found = made.measurement
+    assert found is not None
     with watch.stage("factorize"):
         small = factorize(loaded.model.module, made, progress=progress)
         # From here on the model is what the file will hold, to the last bit.
         round_to_storage_(small, loaded.model.storage_dtypes)
     compressed = replace(loaded.model, module=small)
     with watch.stage("evaluate"):
-        dense = evaluate_run(loaded, loaded.model.module, "evaluate dense", progress)
+        dense = evaluate_dense(loaded, progress, cache)
         loaded = _doubted(loaded, dense, progress)
         after = evaluate_run(loaded, small, "evaluate compressed", progress, dense)
     recovery = None
@@ -259,7 +284,13 @@ def load_run(
 
 
 def measure_run(
-    loaded: Loaded, method: MethodSettings, seed: int, watch: Stopwatch, progress: Progress
+    loaded: Loaded,
+    method: MethodSettings,
+    seed: int,
+    watch: Stopwatch,
+    progress: Progress,
+    *,
+    cache: Cache | None = None,
 ) -> Measurement:
     """Measure the model on its calibration data, as a method's settings ask."""
     with watch.stage("measure"):
@@ -275,6 +306,7 @@ def measure_run(
             include=method.include,
             exclude=method.exclude,
             seed=seed,
+            cache=cache,
             progress=progress,
         )
 
@@ -310,6 +342,24 @@ def evaluate_run(
     )
 
 
+def evaluate_dense(loaded: Loaded, progress: Progress, cache: Cache | None) -> Evaluation:
+    """Evaluate the dense model on the test data, or score the logits that a cache holds of it."""
+
+    def found() -> Evaluation:
+        return evaluate_run(loaded, loaded.model.module, "evaluate dense", progress)
+
+    if cache is None or isinstance(loaded.forward, TokenForward):
+        return found()  # logits of tokens are too many to keep
+
+    def make() -> Tensors:
+        logits = found().logits
+        assert isinstance(logits, Tensor)
+        return {"logits": logits}
+
+    test = loaded.data.test
+    return score(cache.tensors("logits", {"split": test.sha256}, make)["logits"], test.labels)
+
+
 def _doubted(loaded: Loaded, found: Evaluation, progress: Progress) -> Loaded:
     """Return the model with a note where it does no better than guessing."""
     notes = doubts(found, len(loaded.data.class_names))
@@ -341,6 +391,7 @@ def _recover(
 __all__ = [
     "Stopwatch",
     "compress_model",
+    "evaluate_dense",
     "evaluate_model",
     "evaluate_run",
     "inspect_model",

@@ -100,6 +100,9 @@ class CompressSettings(BaseModel):
         plan: A plan.json to replay instead of choosing ranks.
         recover: Steps of distillation of the factors after truncation; 0 trains nothing.
         overwrite: Replace ``out`` if it exists.
+        resume: Keep results beside ``out`` until it is written, and go on from those that are
+            there.
+        cache: Directory where results are kept instead, for this run and for others.
         seed: Seed of every draw.
         command: The command line as typed, for the report.
     """
@@ -113,6 +116,8 @@ class CompressSettings(BaseModel):
     plan: Path | None = None
     recover: Annotated[int, Field(ge=0)] = 0
     overwrite: bool = False
+    resume: bool = False
+    cache: Path | None = None
     seed: int = 0
     command: str | None = None
 

@@ -10,9 +10,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, SequentialSampler
 
+from compressor.cache import Cache
 from compressor.collapse.capture import Statistics, capture
 from compressor.collapse.clusters import cluster_labels
+from compressor.collapse.state import state_of, statistics_of
 from compressor.collapse.token_capture import capture_tokens
+from compressor.collapse.watch import home
 from compressor.errors import DataError, ModelError, UsageError
 from compressor.forward import Batch, Batches, Forward, Inputs, batch_length, to_device
 from compressor.layers.candidates import Candidates, find_candidates
@@ -43,6 +46,7 @@ def measure(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     seed: int = 0,
+    cache: Cache | None = None,
     progress: Progress = SILENT,
 ) -> Measurement:
     """Measure collapse in every layer that can be factorized.
@@ -63,6 +67,8 @@ def measure(
         include: Patterns of layers to take though they would be left dense by default.
         exclude: Patterns of layers to leave dense.
         seed: Seed of every draw.
+        cache: Where statistics, decompositions and judgements are kept and looked for. Its keys
+            have to name the model, the batches and how both are used.
         progress: Told of each batch.
 
     Raises:
@@ -89,9 +95,12 @@ def measure(
     candidates = find_candidates(model, probe, heads=heads, include=include, exclude=exclude)
     if not candidates.layers:
         raise ModelError(_nothing_to_do(candidates))
-    statistics = None
-    if needs != "weights":
-        statistics = gather(
+    if cache is not None:
+        # What candidates there are is settled: of the patterns only what they match counts.
+        cache = cache.under({"pass": [needs, classes, seed], "layers": list(candidates.layers)})
+
+    def gathered() -> Statistics:
+        return gather(
             model,
             kept,
             candidates,
@@ -102,6 +111,13 @@ def measure(
             seed=seed,
             progress=progress,
         )
+
+    statistics = None
+    if needs != "weights" and cache is None:
+        statistics = gathered()
+    elif needs != "weights" and cache is not None:
+        state = cache.tensors("statistics", {}, lambda: state_of(gathered()))
+        statistics = statistics_of(state, candidates, home(forward.device))
     return Measurement(
         model=model,
         candidates=candidates,
@@ -111,6 +127,7 @@ def measure(
         forward=forward,
         gradients=needs == "gradients",
         seed=seed,
+        cache=cache,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -134,6 +135,19 @@ def _refuse_unwritable(path: Path) -> None:
             f"Cannot write {path}: {above} is not writable. Check its permissions, or choose "
             "another --out."
         )
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove what killed processes left beside ``directory`` while they were writing it.
+
+    Call it only where no other process writes there.
+    """
+    mark = re.compile(rf"\.{re.escape(directory.name)}\.[a-z0-9_]{{8}}")  # as tempfile names them
+    if not directory.parent.is_dir():
+        return
+    for path in directory.parent.iterdir():
+        if mark.fullmatch(path.name) and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def refuse_existing_file(path: Path, *, overwrite: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from compressor.cli.options import Overwrite, Recover, RunSettings
+from compressor.cli.options import CacheDirectory, Overwrite, Recover, Resume, RunSettings
 from compressor.cli.run import run, typed_command
 from compressor.errors import UsageError
 from compressor.progress import Progress
@@ -35,6 +35,8 @@ def compress(
     ] = None,
     recover: Recover = 0,
     overwrite: Overwrite = False,
+    resume: Resume = False,
+    cache: CacheDirectory = None,
 ) -> None:
     """Make a checkpoint smaller: measure, plan, factorize, evaluate, save, report.
 
@@ -44,6 +46,7 @@ def compress(
     compressor compress net.py:build --data photos --budget layers=0.7 --out small
     compressor compress bert --data docs.csv --plan plan.json --out small
     compressor compress bert --data d.csv --plan plan.json --recover 200 --out out
+    compressor compress bert --data d.csv --budget layers=60% --out small --resume
     """
     if plan is None and not method.budget:
         raise UsageError(
@@ -64,6 +67,8 @@ def compress(
                 plan=plan,
                 recover=recover,
                 overwrite=overwrite,
+                resume=resume,
+                cache=cache,
                 seed=settings.seed,
                 command=typed_command(),
             ),

@@ -201,6 +201,24 @@ Recover = Annotated[
         help="Train the factors on the dense model's predictions for so many steps; 0 for none.",
     ),
 ]
+Resume = Annotated[
+    bool,
+    _option(
+        "Run",
+        "--resume",
+        help="Keep results beside --out until it is written, and go on from those of a run that "
+        "was killed.",
+    ),
+]
+CacheDirectory = Annotated[
+    Path | None,
+    _option(
+        "Run",
+        metavar="DIR",
+        help="Keep results in this directory instead, for good, and take those of other runs on "
+        "the same model and data.",
+    ),
+]
 
 
 class RunSettings(BaseModel):

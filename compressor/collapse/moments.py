@@ -210,12 +210,10 @@ class ClassMoments:
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor]) -> ClassMoments:
-        """Return the moments that `state` was taken from."""
-        means = state["means"]
-        moments = cls(0, 0, scatter=False, device=means.device)
-        moments.counts, moments.means = state["counts"].clone(), means.clone()
-        moments.traces = state["traces"].clone()
-        moments.within = state["within"].clone() if "within" in state else None
+        """Return the moments that `state` was taken from; they hold its tensors from now on."""
+        moments = cls(0, 0, scatter=False, device=state["means"].device)
+        moments.counts, moments.means = state["counts"], state["means"]
+        moments.traces, moments.within = state["traces"], state.get("within")
         return moments
 
 

@@ -78,8 +78,7 @@ class Watch:
         self._modules = dict(model.named_modules())
         self._candidates = candidates
         self._rest = classes - 1 if rest else None
-        # MPS has no float64; its moments are kept on the CPU.
-        self.home = torch.device("cpu") if device.type == "mps" else device
+        self.home = home(device)
         self.fisher: dict[str, FisherMoments] = {}
         self.loss: dict[str, LossMoments] = {}
         self.gradient_scale = 1.0
@@ -273,6 +272,11 @@ class Watch:
         if before is not None:  # a layer called several times in one forward
             total, count = total + before[0], count + before[1]
         self._pooling[group] = (total, count)
+
+
+def home(device: torch.device) -> torch.device:
+    """Return where moments of a model on ``device`` are kept: MPS has no float64."""
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def _classes(moments: ClassMoments, rest: bool) -> ClassMoments:

@@ -88,17 +88,25 @@ def decompose_on_smaller_side(weight: Tensor, near: Tensor | None, pulled: Tenso
     pulled = _finite(pulled.double(), "metric", (side, side))
     if rows > columns:
         flipped = decompose_on_smaller_side(weight.T, near, pulled)
-        return Decomposition(flipped.energies, flipped.down.T, flipped.up.T)
+        return _row_major(flipped.energies, flipped.down.T, flipped.up.T)
     if near is None:
         energies, vectors = _descending_eigh(pulled)
-        return Decomposition(energies, vectors, vectors.T @ weight)
+        return _row_major(energies, vectors, vectors.T @ weight)
     values, basis = _descending_eigh(_finite(near.double(), "metric", (side, side)))
     mean = float(values.mean())
     values = values + DAMPING * mean if mean > 0 else torch.ones_like(values)
     root = values.sqrt()[:, None] * basis.T  # Rᵀ R = near + damping
     energies, vectors = _descending_eigh(root @ pulled @ root.T)
     up = (basis / values.sqrt()) @ vectors
-    return Decomposition(energies, up, vectors.T @ (root @ weight))
+    return _row_major(energies, up, vectors.T @ (root @ weight))
+
+
+def _row_major(energies: Tensor, up: Tensor, down: Tensor) -> Decomposition:
+    """Return a decomposition as it would be read from a file.
+
+    Products round alike only if their factors lie in memory alike.
+    """
+    return Decomposition(energies.contiguous(), up.contiguous(), down.contiguous())
 
 
 def balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
+from compressor.cache import Cache, Tensors
 from compressor.collapse.watch import LayerStatistics
 from compressor.errors import LayerError
 from compressor.layers.candidates import Candidate
 from compressor.layers.kinds import LAYER_KINDS
 from compressor.layers.surgery import BuildSpec, install, structural_copy
+from compressor.methods.decompose import Decomposition
 from compressor.methods.metrics import METRICS, Truncation
 from compressor.methods.recipe import Recipe
 
@@ -24,6 +27,7 @@ class Decompositions:
         model: The dense model.
         layers: Its candidates by name.
         statistics: Statistics by layer name; layers without any are truncated in the identity.
+        cache: Where they are kept beyond this run; its keys name the model and the statistics.
     """
 
     def __init__(
@@ -31,7 +35,9 @@ class Decompositions:
         model: nn.Module,
         layers: Mapping[str, Candidate],
         statistics: Mapping[str, LayerStatistics],
+        cache: Cache | None = None,
     ) -> None:
+        self._cache = cache
         self._modules = dict(model.named_modules())
         self._layers = layers
         self._statistics = statistics
@@ -46,15 +52,45 @@ class Decompositions:
         """
         key = (name, recipe.metric, recipe.alpha)
         if key not in self._kept:
-            weight = LAYER_KINDS.get(self._layers[name].kind).matrix(self._modules[name])
-            metric = METRICS.get(recipe.metric)
-            try:
-                self._kept[key] = metric.truncate(
-                    _double(weight), self._statistics.get(name), recipe
-                )
-            except ValueError as error:
-                raise LayerError(name, f"it cannot be decomposed: {error}") from error
+            self._kept[key] = self._found(name, recipe)
         return self._kept[key]
+
+    def _found(self, name: str, recipe: Recipe) -> Truncation:
+        if self._cache is None:
+            return self._made(name, recipe)
+        of = {"layer": name, "metric": recipe.metric, "alpha": recipe.alpha}
+        made: list[Truncation] = []
+
+        def make() -> Tensors:
+            made.append(self._made(name, recipe))
+            return _state_of(made[0])
+
+        state = self._cache.tensors("decomposition", of, make)
+        return made[0] if made else _truncation_of(state, self._weight(name).device)
+
+    def _made(self, name: str, recipe: Recipe) -> Truncation:
+        metric = METRICS.get(recipe.metric)
+        try:
+            return metric.truncate(_double(self._weight(name)), self._statistics.get(name), recipe)
+        except ValueError as error:
+            raise LayerError(name, f"it cannot be decomposed: {error}") from error
+
+    def _weight(self, name: str) -> Tensor:
+        return LAYER_KINDS.get(self._layers[name].kind).matrix(self._modules[name])
+
+
+def _state_of(truncation: Truncation) -> Tensors:
+    found = truncation.decomposition
+    state = {"energies": found.energies, "up": found.up, "down": found.down}
+    return state if truncation.mean is None else {**state, "mean": truncation.mean}
+
+
+def _truncation_of(state: Tensors, device: torch.device) -> Truncation:
+    device = torch.device("cpu") if device.type == "mps" else device
+    found = {name: tensor.to(device) for name, tensor in state.items()}
+    return Truncation(
+        Decomposition(found["energies"], found["up"], found["down"]), found.get("mean")
+    )
 
 
 def factorized(

@@ -62,17 +62,16 @@ class Guided:
         tried: list[tuple[Choice, Decision]] = []
         for open_recipe in progress.track(grid, description="select", total=len(grid)):
             ranks = allocate(measurement, open_recipe, weights, multiple=multiple)
-            model, recipe = measurement.factorized(ranks, open_recipe)
-            found = measurement.judge(model)
-            assert found.kl_to_dense is not None
+            found, model = measurement.judged(ranks, open_recipe)
+            recipe = found.recipe
             choice = Choice(
                 label=label(recipe),
-                kl=found.kl_to_dense,
+                kl=found.kl,
                 accuracy=found.accuracy,
                 guided=recipe.guided,
                 chosen=False,
             )
-            if all(choice.kl < other.kl for other, _ in tried):
+            if model is not None and all(choice.kl < other.kl for other, _ in tried):
                 measurement.keep(ranks, recipe, model)
             tried.append((choice, Decision(ranks, recipe)))
         best = min(range(len(tried)), key=lambda i: (tried[i][0].kl, -(tried[i][0].accuracy or 0)))

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from compressor.cache import Cache, Tensors
 from compressor.collapse.capture import Statistics
 from compressor.collapse.metrics import nc1_quotient
 from compressor.collapse.watch import LayerStatistics
@@ -20,6 +22,23 @@ from compressor.methods.metrics import Needs
 from compressor.methods.norms import NormInputs, corrected_norms, has_batch_norms, norm_inputs
 from compressor.methods.recipe import Recipe
 from compressor.progress import SILENT, Progress
+from compressor.tokens import TokenForward
+
+
+class Judgement(BaseModel):
+    """How a compressed model fares on the selection data.
+
+    Args:
+        kl: Mean KL from the dense model, in nats.
+        accuracy: None where there are no labels.
+        recipe: The recipe with nothing open.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kl: float
+    accuracy: float | None
+    recipe: Recipe
 
 
 @dataclass(frozen=True)
@@ -35,6 +54,8 @@ class Measurement:
         forward: How to call the model.
         gradients: Whether the pass went backwards too.
         seed: Seed of the pass.
+        cache: Where what is made from here on is kept; its keys name the model, the data and the
+            pass. None keeps it in memory alone.
     """
 
     model: nn.Module = field(repr=False)
@@ -45,6 +66,7 @@ class Measurement:
     forward: Forward
     gradients: bool
     seed: int
+    cache: Cache | None = field(default=None, repr=False, compare=False)
     _kept: dict[str, nn.Module] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
@@ -55,7 +77,7 @@ class Measurement:
     @cached_property
     def decompositions(self) -> Decompositions:
         """Decompositions of the layers, shared by every recipe that uses the same metrics."""
-        return Decompositions(self.model, self.candidates.layers, self.layers)
+        return Decompositions(self.model, self.candidates.layers, self.layers, self.cache)
 
     @property
     def layers(self) -> dict[str, LayerStatistics]:
@@ -81,7 +103,16 @@ class Measurement:
         """The dense model's logits on the selection data."""
         if self.selection is None:
             return None
-        return evaluate(self.model, self.selection, forward=self.forward).logits
+        if self.cache is None or isinstance(self.forward, TokenForward):
+            return evaluate(self.model, self.selection, forward=self.forward).logits
+
+        def make() -> Tensors:
+            assert self.selection is not None
+            logits = evaluate(self.model, self.selection, forward=self.forward).logits
+            assert isinstance(logits, Tensor)
+            return {"logits": logits}
+
+        return self.cache.tensors("logits", {"split": "selection"}, make)["logits"]
 
     def factorized(
         self, ranks: dict[str, int], recipe: Recipe, *, progress: Progress = SILENT
@@ -105,6 +136,35 @@ class Measurement:
             better = self.divergence(corrected) <= self.divergence(plain)
         chosen = corrected if better else plain
         return chosen, recipe.model_copy(update={"norm_correction": better})
+
+    def judged(self, ranks: dict[str, int], recipe: Recipe) -> tuple[Judgement, nn.Module | None]:
+        """Factorize as ranks and recipe say and judge the result, or recall how it was judged.
+
+        Returns:
+            The judgement, and the model where it had to be made.
+
+        Raises:
+            ValueError: If there is no selection data.
+        """
+        made: list[nn.Module] = []
+
+        def make() -> dict[str, object]:
+            model, settled = self.factorized(ranks, recipe)
+            found = self.judge(model)
+            made.append(model)
+            return {
+                "kl": found.kl_to_dense,
+                "accuracy": found.accuracy,
+                "recipe": settled.model_dump(mode="json"),
+            }
+
+        if self.cache is None:
+            found = make()
+        else:
+            of = {"ranks": sorted(ranks.items()), "recipe": recipe.model_dump(mode="json")}
+            found = self.cache.record("judgement", of, make)
+        judgement = Judgement.model_validate(found)
+        return judgement, made[0] if made else None
 
     def keep(self, ranks: dict[str, int], recipe: Recipe, made: nn.Module) -> None:
         """Keep a model that was made to be judged, for the one call that will ask for it again."""

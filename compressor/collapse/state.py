@@ -1,0 +1,120 @@
+"""Statistics as named tensors and back, for a cache or for another process (pure)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from compressor.collapse.capture import Statistics
+from compressor.collapse.fisher import KroneckerFisher
+from compressor.collapse.loss import LossGradient
+from compressor.collapse.moments import ClassMoments
+from compressor.collapse.watch import LayerStatistics
+from compressor.layers.candidates import Candidates
+
+_MOMENTS = ("counts", "means", "traces", "within")
+
+
+def state_of(statistics: Statistics) -> dict[str, Tensor]:
+    """Return everything that was gathered as tensors by name; what layers share, once."""
+    state = {
+        "logits": statistics.logits,
+        "labels": statistics.labels,
+        "clustered": torch.tensor(statistics.clustered),
+    }
+    for group, rows in statistics.pooled.items():
+        state[f"pooled/{group}"] = rows
+    for name, found in statistics.layers.items():
+        group = found.layer.group
+        if name == group:
+            state |= _named(f"inputs/{group}", found.inputs.state())
+            if found.magnitude is not None:
+                state[f"magnitude/{group}"] = found.magnitude
+        state |= _named(f"outputs/{name}", found.outputs.state())
+        state[f"rest/{name}"] = torch.tensor(found.rest)
+        if found.fisher is not None:
+            state |= _named(
+                f"fisher/{name}",
+                {
+                    "near": found.fisher.near,
+                    "pulled": found.fisher.pulled,
+                    "rows": found.fisher.rows,
+                    "centre": found.fisher.centre,
+                    "energy": torch.tensor(found.fisher.energy, dtype=torch.float64),
+                },
+            )
+        if found.loss is not None:
+            state |= _named(f"loss/{name}", {"mean": found.loss.mean, "rows": found.loss.rows})
+    return state
+
+
+def statistics_of(
+    state: Mapping[str, Tensor], candidates: Candidates, device: torch.device
+) -> Statistics:
+    """Return the statistics that `state_of` was called on.
+
+    Args:
+        state: Its result.
+        candidates: The layers that were watched.
+        device: Where they go.
+
+    Raises:
+        KeyError: If the state is of other candidates.
+    """
+    inputs = {group: _moments(state, f"inputs/{group}", device) for group in candidates.groups()}
+    layers = {}
+    for name, layer in candidates.layers.items():
+        magnitude = state.get(f"magnitude/{layer.group}")
+        layers[name] = LayerStatistics(
+            layer=layer,
+            inputs=inputs[layer.group],
+            outputs=_moments(state, f"outputs/{name}", device),
+            fisher=_fisher(state, name, device),
+            magnitude=None if magnitude is None else magnitude.to(device),
+            loss=_loss(state, name, device),
+            rest=bool(state[f"rest/{name}"]),
+        )
+    return Statistics(
+        layers=layers,
+        logits=state["logits"],
+        labels=state["labels"],
+        pooled={
+            name.removeprefix("pooled/"): rows
+            for name, rows in state.items()
+            if name.startswith("pooled/")
+        },
+        clustered=bool(state["clustered"]),
+    )
+
+
+def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
+
+
+def _moments(state: Mapping[str, Tensor], prefix: str, device: torch.device) -> ClassMoments:
+    found = {
+        name: state[f"{prefix}/{name}"].to(device)
+        for name in _MOMENTS
+        if f"{prefix}/{name}" in state
+    }
+    return ClassMoments.from_state(found)
+
+
+def _fisher(state: Mapping[str, Tensor], name: str, device: torch.device) -> KroneckerFisher | None:
+    if f"fisher/{name}/near" not in state:
+        return None
+    near, pulled, rows, centre = (
+        state[f"fisher/{name}/{part}"].to(device) for part in ("near", "pulled", "rows", "centre")
+    )
+    energy = float(state[f"fisher/{name}/energy"])
+    return KroneckerFisher(near=near, pulled=pulled, energy=energy, rows=rows, centre=centre)
+
+
+def _loss(state: Mapping[str, Tensor], name: str, device: torch.device) -> LossGradient | None:
+    if f"loss/{name}/mean" not in state:
+        return None
+    return LossGradient(
+        mean=state[f"loss/{name}/mean"].to(device), rows=state[f"loss/{name}/rows"].to(device)
+    )
