@@ -13,14 +13,14 @@ from typing import Literal
 
 from benchmarks.controls import CONTROLS, UNCHANGED
 from compressor.errors import UsageError, did_you_mean
-from compressor.methods.budget import affordable, parse_budget
+from compressor.methods.budget import granted, parse_budget
 from compressor.methods.guided import allocate, label
 from compressor.methods.measurement import Measurement
 from compressor.methods.method import METHODS
 from compressor.methods.metrics import METRICS, Needs
 from compressor.methods.plan import Plan, planned_layers
 from compressor.methods.recipe import Recipe
-from compressor.stages import plan
+from compressor.stages import plan, subject_of
 
 DEFAULT = "nc1"
 PUBLISHED = "compressor.methods.baselines"
@@ -68,8 +68,8 @@ class Arm:
         """Return the plan for a budget, from a measurement that went through the control."""
         if self.recipe is None:
             return plan(measurement, budget, method=self.method)
-        weights = affordable([parse_budget(budget)], measurement.candidates)
-        ranks = allocate(measurement, self.recipe, weights, multiple=1)
+        allowed = granted([parse_budget(budget)], subject_of(measurement))
+        ranks = allocate(measurement, self.recipe, allowed.constraints, multiple=1)
         return Plan(
             method=self.name,
             budget=(budget,),

@@ -148,9 +148,14 @@ def _exp(loss: float) -> float:
 
 def flops(loaded: Loaded) -> int:
     """Return the FLOPs of one sample, at the length of the test data's first batch."""
-    inputs, _ = next(iter(loaded.data.test))
-    first = loaded.model.example_inputs(batch_size=1, length=_length(inputs))
+    first = loaded.model.example_inputs(batch_size=1, length=example_length(loaded))
     return count_flops(loaded.model.module, first)[0]
+
+
+def example_length(loaded: Loaded) -> int:
+    """Return the tokens a text has where costs are counted: the test data's first batch's."""
+    inputs, _ = next(iter(loaded.data.test))
+    return _length(inputs)
 
 
 def _length(inputs: object) -> int:

@@ -100,6 +100,16 @@ def batch_length(inputs: Inputs) -> int:
     return len(first_tensor(inputs))
 
 
+def repeated(inputs: Inputs, samples: int) -> Inputs:
+    """Return as many samples as asked for, taken from a batch in turn, from the first on again."""
+    index = torch.arange(samples) % batch_length(inputs)
+    if isinstance(inputs, Tensor):
+        return inputs[index]
+    if isinstance(inputs, Mapping):
+        return {key: value[index] for key, value in inputs.items()}
+    return tuple(value[index] for value in inputs)
+
+
 def first_tensor(inputs: Inputs) -> Tensor:
     """Return the tensor itself, or the first of a tuple or dict (input_ids of a text model)."""
     if isinstance(inputs, Tensor):

@@ -22,6 +22,7 @@ from compressor.figures import (
     Loaded,
     data_figures,
     doubts,
+    example_length,
     flops,
     left_dense,
     parameters,
@@ -32,15 +33,16 @@ from compressor.figures import (
 from compressor.forward import Forward
 from compressor.inspection import inspect_model
 from compressor.measuring import measured_layers
-from compressor.methods.budget import parse_budget
+from compressor.methods.budget import Granted, granted, parse_budget
 from compressor.methods.measurement import Measurement, default_device
 from compressor.methods.method import METHODS
 from compressor.methods.outcome import layer_figures
 from compressor.methods.plan import Plan, read_plan
 from compressor.methods.recover import Recovery, recover
+from compressor.methods.subject import Subject
 from compressor.models import LoadedModel, load_model
 from compressor.progress import Progress
-from compressor.result import make_report, save_result
+from compressor.result import budget_figures, make_report, save_result
 from compressor.resume import finished_before, kept_results
 from compressor.schema import (
     EvaluationReport,
@@ -50,7 +52,7 @@ from compressor.schema import (
     Report,
 )
 from compressor.settings import CompressSettings, DataSettings, MethodSettings, ModelSettings
-from compressor.stages import factorize, measure, plan
+from compressor.stages import candidates_of, factorize, measure, plan, probe_inputs
 from compressor.stopwatch import Stopwatch
 from compressor.tokens import TokenForward
 
@@ -117,8 +119,10 @@ def plan_model(
     _check_names(method)
     watch = Stopwatch()
     loaded = load_run(model, data, seed, watch, progress)
+    subject = subject_run(loaded, method)
+    grant_run(subject, method)  # what cannot be met is refused before anything is measured
     found = measure_run(loaded, method, seed, watch, progress)
-    made = _plan(found, method, watch, progress)
+    made = plan_run(found, subject, method, watch, progress)
     if out is not None:
         write_file(out, made.model_dump_json(indent=2) + "\n")
     kept = sum(layer.cost(made.ranks[name]) for name, layer in found.candidates.layers.items())
@@ -134,6 +138,8 @@ def plan_model(
         layers=layer_figures(found, made.ranks),
         left_dense=left_dense(found),
         selection=made.selection,
+        budgets=budget_figures(made, subject),
+        unmet=made.unmet,
         notes=loaded.notes,
     )
 
@@ -169,15 +175,25 @@ def compress_model(settings: CompressSettings, *, progress: Progress) -> Report:
         _check_names(method)
     watch = Stopwatch()
     loaded = load_run(settings.model, settings.data, seed, watch, progress)
+    subject = subject_run(loaded, method)
+    if given is None:
+        grant_run(subject, method)  # what cannot be met is refused before anything is measured
     with kept_results(settings, loaded, progress) as cache:
         found = measure_run(loaded, method, seed, watch, progress, cache=cache)
-        made = _plan(found, method, watch, progress) if given is None else given.bound_to(found)
-        return _carry_out(settings, loaded, made, watch=watch, progress=progress, cache=cache)
+        made = (
+            plan_run(found, subject, method, watch, progress)
+            if given is None
+            else given.bound_to(found)
+        )
+        return _carry_out(
+            settings, loaded, subject, made, watch=watch, progress=progress, cache=cache
+        )
 
 
 def _carry_out(
     settings: CompressSettings,
     loaded: Loaded,
+    subject: Subject,
     made: Plan,
     *,
     watch: Stopwatch,
@@ -208,6 +224,7 @@ def _carry_out(
         settings,
         loaded,
         found,
+        subject=subject,
         made=made,
         compressed=compressed,
         dense=dense,
@@ -311,13 +328,59 @@ def measure_run(
         )
 
 
-def _plan(found: Measurement, method: MethodSettings, watch: Stopwatch, progress: Progress) -> Plan:
+def subject_run(loaded: Loaded, method: MethodSettings) -> Subject:
+    """Return what budgets are counted on: the model, its candidates, and inputs like the data's.
+
+    Raises:
+        ModelError: If no layer can be factorized.
+        UsageError: If a pattern matches no layer.
+    """
+    candidates = candidates_of(
+        loaded.model.module.eval(),
+        probe_inputs(loaded.data.calibration, loaded.forward.device),
+        heads=loaded.model.heads,
+        include=method.include,
+        exclude=method.exclude,
+    )
+    length = example_length(loaded)
+    return Subject(
+        model=loaded.model.module,
+        candidates=candidates,
+        inputs=lambda samples: loaded.model.example_inputs(batch_size=samples, length=length),
+        storage_dtypes=loaded.model.storage_dtypes,
+    )
+
+
+def grant_run(subject: Subject, method: MethodSettings) -> Granted:
+    """Return what the budgets allow, as far as it can be told before anything is measured.
+
+    Raises:
+        BudgetError: If a budget cannot be met, and no best effort was asked for.
+    """
+    return granted(
+        [parse_budget(budget) for budget in method.budget],
+        subject,
+        multiple=method.rank_multiple,
+        best_effort=method.best_effort,
+    )
+
+
+def plan_run(
+    found: Measurement,
+    subject: Subject,
+    method: MethodSettings,
+    watch: Stopwatch,
+    progress: Progress,
+) -> Plan:
+    """Choose ranks as a method's settings ask."""
     with watch.stage("plan"):
         return plan(
             found,
             method.budget,
             method=method.method,
             rank_multiple=method.rank_multiple,
+            best_effort=method.best_effort,
+            subject=subject,
             progress=progress,
         )
 

@@ -9,14 +9,17 @@ from compressor.checkpoint.card import model_card
 from compressor.checkpoint.save import save_directory
 from compressor.evaluation.loop import Evaluation
 from compressor.figures import Loaded, data_figures, left_dense, model_figures, versions
+from compressor.methods.budget import BUDGETS, parse_budget
+from compressor.methods.constraints import Constraints
 from compressor.methods.measurement import Measurement
 from compressor.methods.outcome import layer_figures
 from compressor.methods.plan import Plan
+from compressor.methods.subject import Subject
 from compressor.models import LoadedModel
 from compressor.models.architectures import auto_name
 from compressor.report.html import report_page
 from compressor.saving import lowrank_config
-from compressor.schema import RecoveryFigures, Report
+from compressor.schema import BudgetFigures, RecoveryFigures, Report
 from compressor.settings import CompressSettings
 from compressor.stopwatch import Stopwatch
 
@@ -26,6 +29,7 @@ def make_report(
     loaded: Loaded,
     found: Measurement,
     *,
+    subject: Subject,
     made: Plan,
     compressed: LoadedModel,
     dense: Evaluation,
@@ -39,6 +43,7 @@ def make_report(
         settings: What was asked for.
         loaded: The dense model and the data.
         found: What was measured.
+        subject: What budgets are counted on.
         made: The plan that was carried out.
         compressed: The model that will be saved.
         dense: How the dense model fares on the test data.
@@ -69,12 +74,41 @@ def make_report(
         layers=layers,
         left_dense=left_dense(found),
         selection=made.selection,
+        budgets=budget_figures(made, subject),
+        unmet=made.unmet,
         norm_correction=made.recipe.norm_correction,
         recovery=recovery,
         seconds=watch.seconds,
         out=str(settings.out),
         notes=loaded.notes,
     )
+
+
+def budget_figures(made: Plan, subject: Subject) -> tuple[BudgetFigures, ...]:
+    """Return what a plan comes to under each budget it was made for.
+
+    Args:
+        made: The plan.
+        subject: What budgets are counted on.
+    """
+    figures = []
+    for text in made.budget:
+        budget = parse_budget(text)
+        kind = BUDGETS.get(budget.kind)
+        constraint = kind.constraint(budget, subject)
+        if constraint is None:
+            continue
+        spent = float(Constraints((constraint,)).spent(made.ranks)[0])
+        figures.append(
+            BudgetFigures(
+                budget=text,
+                limit=kind.show(constraint.fixed + constraint.limit),
+                reached=kind.show(constraint.fixed + spent),
+                dense=kind.show(constraint.dense),
+                met=spent <= constraint.limit,
+            )
+        )
+    return tuple(figures)
 
 
 def save_result(

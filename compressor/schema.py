@@ -156,6 +156,24 @@ class ModelFigures(QualityFigures):
     flops: int
 
 
+class BudgetFigures(Strict):
+    """One budget, and what the model came to.
+
+    Args:
+        budget: The budget as written.
+        limit: Most that it allows, as people read it.
+        reached: What the compressed model came to.
+        dense: What the dense model has.
+        met: Whether it is kept to.
+    """
+
+    budget: str
+    limit: str
+    reached: str
+    dense: str
+    met: bool
+
+
 class Choice(Strict):
     """One candidate of a method's selection, judged on held-out data.
 
@@ -217,6 +235,8 @@ class Report(Strict):
     layers: tuple[LayerFigures, ...]
     left_dense: tuple[DenseLayer, ...]
     selection: tuple[Choice, ...] = ()
+    budgets: tuple[BudgetFigures, ...] = ()
+    unmet: tuple[str, ...] = ()
     norm_correction: bool | None = None
     recovery: RecoveryFigures | None = None
     seconds: dict[str, float]
@@ -310,6 +330,8 @@ class PlanReport(Strict):
     layers: tuple[LayerFigures, ...]
     left_dense: tuple[DenseLayer, ...]
     selection: tuple[Choice, ...] = ()
+    budgets: tuple[BudgetFigures, ...] = ()
+    unmet: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 

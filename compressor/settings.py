@@ -71,7 +71,8 @@ class MethodSettings(BaseModel):
 
     Args:
         method: Name of a registered method.
-        budget: One or several budgets such as ``layers=50%`` or ``params=0.8``.
+        budget: One or several budgets such as ``layers=50%`` or ``size=40MB``.
+        best_effort: Where a budget cannot be met, go on with the nearest that can.
         include: Patterns (shell style, on module names) of layers to factorize though they would
             be left dense by default.
         exclude: Patterns of layers to leave dense.
@@ -83,6 +84,7 @@ class MethodSettings(BaseModel):
 
     method: str = "nc1"
     budget: tuple[str, ...] = ()
+    best_effort: bool = False
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     gradients: bool = True

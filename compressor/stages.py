@@ -17,12 +17,13 @@ from compressor.collapse.state import state_of, statistics_of
 from compressor.collapse.token_capture import capture_tokens
 from compressor.collapse.watch import home
 from compressor.errors import DataError, ModelError, UsageError
-from compressor.forward import Batch, Batches, Forward, Inputs, batch_length, to_device
+from compressor.forward import Batch, Batches, Forward, Inputs, batch_length, repeated, to_device
 from compressor.layers.candidates import Candidates, find_candidates
-from compressor.methods.budget import affordable, parse_budget
+from compressor.methods.budget import granted, parse_budget
 from compressor.methods.measurement import Measurement, default_device, hold_out
 from compressor.methods.method import METHODS
 from compressor.methods.plan import Plan, check_against, planned_layers
+from compressor.methods.subject import Subject
 from compressor.progress import SILENT, Progress
 from compressor.tokens import TokenForward, forward_for
 
@@ -92,9 +93,7 @@ def measure(
     else:
         selection = replayable(selection)
     probe = probe_inputs(kept, forward.device)
-    candidates = find_candidates(model, probe, heads=heads, include=include, exclude=exclude)
-    if not candidates.layers:
-        raise ModelError(_nothing_to_do(candidates))
+    candidates = candidates_of(model, probe, heads=heads, include=include, exclude=exclude)
     if cache is not None:
         # What candidates there are is settled: of the patterns only what they match counts.
         cache = cache.under({"pass": [needs, classes, seed], "layers": list(candidates.layers)})
@@ -129,6 +128,26 @@ def measure(
         seed=seed,
         cache=cache,
     )
+
+
+def candidates_of(
+    model: nn.Module,
+    probe: Inputs,
+    *,
+    heads: Sequence[str] = (),
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+) -> Candidates:
+    """Return the layers that can be factorized, as `find_candidates`, of which there must be some.
+
+    Raises:
+        ModelError: If there is none.
+        UsageError: If a pattern matches no layer.
+    """
+    candidates = find_candidates(model, probe, heads=heads, include=include, exclude=exclude)
+    if not candidates.layers:
+        raise ModelError(_nothing_to_do(candidates))
+    return candidates
 
 
 def gather(
@@ -193,6 +212,8 @@ def plan(
     *,
     method: str = "nc1",
     rank_multiple: int = 1,
+    best_effort: bool = False,
+    subject: Subject | None = None,
     progress: Progress = SILENT,
 ) -> Plan:
     """Choose a rank for every layer within a budget.
@@ -202,11 +223,15 @@ def plan(
         budget: One or several budgets, for instance ``"layers=50%"``.
         method: Registered method.
         rank_multiple: Ranks are multiples of this.
+        best_effort: Where a budget cannot be met, plan the nearest that can; the plan's ``unmet``
+            says what was not.
+        subject: What budgets are counted on; None counts on the model as it is measured, at the
+            size of the calibration data.
         progress: Told of each step.
 
     Raises:
         UsageError: If a budget cannot be read, or the measurement lacks what the method needs.
-        BudgetError: If a budget cannot be reached.
+        BudgetError: If a budget cannot be met.
     """
     member = METHODS.get(method)
     needs = member.needs(gradients=measurement.gradients)
@@ -217,8 +242,15 @@ def plan(
         )
     texts = (budget,) if isinstance(budget, str) else tuple(budget)
     budgets = [parse_budget(text) for text in texts]
-    weights = affordable(budgets, measurement.candidates, multiple=rank_multiple)
-    decision = member.decide(measurement, weights, multiple=rank_multiple, progress=progress)
+    allowed = granted(
+        budgets,
+        subject or subject_of(measurement),
+        multiple=rank_multiple,
+        best_effort=best_effort,
+    )
+    decision = member.decide(
+        measurement, allowed.constraints, multiple=rank_multiple, progress=progress
+    )
     made = Plan(
         method=method,
         budget=texts,
@@ -229,8 +261,20 @@ def plan(
             measurement.candidates.layers, decision.ranks, measurement.nc1_quotients()
         ),
         selection=decision.selection,
+        unmet=allowed.unmet,
     )
     return made.bound_to(measurement)
+
+
+def subject_of(measurement: Measurement) -> Subject:
+    """Return what budgets are counted on where nothing else says: the calibration data's inputs."""
+    inputs, _ = next(batch for batch in measurement.calibration if batch_length(batch[0]))
+    device = measurement.forward.device
+    return Subject(
+        model=measurement.model,
+        candidates=measurement.candidates,
+        inputs=lambda samples: to_device(repeated(inputs, samples), device),
+    )
 
 
 def factorize(

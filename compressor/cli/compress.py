@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from compressor.cli.options import CacheDirectory, Overwrite, Recover, Resume, RunSettings
-from compressor.cli.run import run, typed_command
+from compressor.cli.run import require_met, run, typed_command
 from compressor.errors import UsageError
 from compressor.progress import Progress
 from compressor.report.terminal import view_report
@@ -44,6 +44,7 @@ def compress(
     compressor compress bert --data docs.csv --budget layers=60% --out small
     compressor compress resnet50 --data photos --budget params=80% --out small
     compressor compress net.py:build --data photos --budget layers=0.7 --out small
+    compressor compress bert --data docs.csv --budget size=40MB --out small
     compressor compress bert --data docs.csv --plan plan.json --out small
     compressor compress bert --data d.csv --plan plan.json --recover 200 --out out
     compressor compress bert --data d.csv --budget layers=60% --out small --resume
@@ -75,4 +76,4 @@ def compress(
             progress=progress,
         )
 
-    run(work, settings, view=view_report)
+    require_met(run(work, settings, view=view_report).unmet)

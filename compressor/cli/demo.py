@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from compressor.cli.options import BatchSize, Device, Limit, Overwrite, RunSettings
-from compressor.cli.run import run, typed_command
+from compressor.cli.run import require_met, run, typed_command
 from compressor.demo import DEFAULT_OUT, demo_settings
 from compressor.progress import Progress
 from compressor.report.terminal import view_report
@@ -59,4 +59,4 @@ def demo(
             progress=progress,
         )
 
-    run(work, settings, view=view_report)
+    require_met(run(work, settings, view=view_report).unmet)

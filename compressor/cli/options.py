@@ -155,9 +155,18 @@ Budget = Annotated[
     list[str] | None,
     _option(
         "Method",
-        metavar="KIND=SHARE",
-        help="What to keep: layers=50% of the factorizable layers' parameters, or params=80% of "
-        "all. Can be repeated.",
+        metavar="KIND=AMOUNT",
+        help="What to keep: layers=50% of the factorizable layers' parameters, params=80% of all, "
+        "size=40MB on disk, flops=50% of a forward. Can be repeated.",
+    ),
+]
+BestEffort = Annotated[
+    bool,
+    _option(
+        "Method",
+        "--best-effort",
+        help="Where a budget cannot be met, save the nearest model; the exit code is 3 all the "
+        "same.",
     ),
 ]
 Include = Annotated[
@@ -291,6 +300,7 @@ GROUPS: Mapping[type[BaseModel], Group] = {
         options={
             "method": Method,
             "budget": Budget,
+            "best_effort": BestEffort,
             "include": Include,
             "exclude": Exclude,
             "gradients": Gradients,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from compressor.cli.options import Overwrite, RunSettings
-from compressor.cli.run import run
+from compressor.cli.run import require_met, run
 from compressor.errors import UsageError
 from compressor.progress import Progress
 from compressor.report.terminal import view_plan
@@ -51,4 +51,4 @@ def plan(
             progress=progress,
         )
 
-    run(work, settings, view=view_plan)
+    require_met(run(work, settings, view=view_plan).unmet)

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ from rich.console import Console, RenderableType
 
 from compressor.cli.options import RunSettings
 from compressor.cli.progress import TerminalProgress
+from compressor.errors import BudgetError
 from compressor.progress import SILENT, Progress
 
 Result = TypeVar("Result", bound=BaseModel)
@@ -37,8 +38,8 @@ def run(
     settings: RunSettings,
     *,
     view: Callable[[Result], RenderableType],
-) -> None:
-    """Do ``work`` and print what it returns: a view for people, or JSON.
+) -> Result:
+    """Do ``work``, print what it returns (a view for people, or JSON), and return it.
 
     Args:
         work: Called with the progress to report to.
@@ -58,6 +59,17 @@ def run(
         sys.stdout.write(result.model_dump_json(indent=2) + "\n")
     else:
         show(view(result))
+    return result
+
+
+def require_met(unmet: Sequence[str]) -> None:
+    """End with the exit code of a budget that was not met, after the result was shown.
+
+    Raises:
+        BudgetError: If there is one; what was saved is the nearest that can be reached.
+    """
+    if unmet:
+        raise BudgetError(f"{' '.join(unmet)} What was written is the nearest that can be reached.")
 
 
 def show(renderable: RenderableType) -> None:

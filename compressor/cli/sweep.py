@@ -46,7 +46,9 @@ def sweep(
     ] = None,
     budget_kind: Annotated[
         str,
-        typer.Option(help="What the ladder shares: layers or params.", rich_help_panel="Method"),
+        typer.Option(
+            help="What the ladder shares: layers, params, size or flops.", rich_help_panel="Method"
+        ),
     ] = "layers",
     points: Annotated[
         int, typer.Option(min=1, help="Budgets on the ladder.", rich_help_panel="Method")

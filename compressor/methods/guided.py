@@ -8,6 +8,7 @@ contains unguided recipes: what NC1 guidance gained or lost is in the report.
 from __future__ import annotations
 
 from compressor.methods.allocation import ALLOCATORS, options
+from compressor.methods.constraints import Constraints
 from compressor.methods.measurement import Measurement
 from compressor.methods.method import METHODS, Decision
 from compressor.methods.metrics import LAYER_WEIGHTS, Needs
@@ -49,7 +50,12 @@ class Guided:
         return "gradients" if gradients else "forward"
 
     def decide(
-        self, measurement: Measurement, weights: int, *, multiple: int, progress: Progress
+        self,
+        measurement: Measurement,
+        constraints: Constraints,
+        *,
+        multiple: int,
+        progress: Progress,
     ) -> Decision:
         """Allocate the budget under each recipe and keep the best on the selection data.
 
@@ -58,10 +64,10 @@ class Guided:
         grid = GRADIENT_GRID if measurement.gradients else FORWARD_GRID
         if measurement.selection is None:
             recipe = grid[0]
-            return Decision(allocate(measurement, recipe, weights, multiple=multiple), recipe)
+            return Decision(allocate(measurement, recipe, constraints, multiple=multiple), recipe)
         tried: list[tuple[Choice, Decision]] = []
         for open_recipe in progress.track(grid, description="select", total=len(grid)):
-            ranks = allocate(measurement, open_recipe, weights, multiple=multiple)
+            ranks = allocate(measurement, open_recipe, constraints, multiple=multiple)
             found, model = measurement.judged(ranks, open_recipe)
             recipe = found.recipe
             choice = Choice(
@@ -84,17 +90,18 @@ class Guided:
 
 
 def allocate(
-    measurement: Measurement, recipe: Recipe, weights: int, *, multiple: int
+    measurement: Measurement, recipe: Recipe, constraints: Constraints, *, multiple: int
 ) -> dict[str, int]:
-    """Return the ranks that a recipe gives to a number of affordable weights."""
+    """Return the ranks that a recipe gives within what the candidates may cost together."""
     layers = {}
     for name, layer in measurement.candidates.layers.items():
         tail = measurement.decompositions.get(name, recipe).decomposition.tail()
         weight = LAYER_WEIGHTS.get(recipe.layer_weight)(
             measurement.layers.get(name), float(tail[0]), recipe
         )
-        layers[name] = options(layer, (tail * weight).cpu().numpy(), multiple=multiple)
-    return ALLOCATORS.get(recipe.allocation)(layers, weights)
+        losses = (tail * weight).cpu().numpy()
+        layers[name] = options(layer, losses, constraints, multiple=multiple)
+    return ALLOCATORS.get(recipe.allocation)(layers, constraints.limits)
 
 
 def label(recipe: Recipe) -> str:

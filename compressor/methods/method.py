@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from compressor.methods.constraints import Constraints
 from compressor.methods.measurement import Measurement
 from compressor.methods.metrics import Needs
 from compressor.methods.recipe import Recipe
@@ -46,9 +47,14 @@ class Method(Protocol):
         ...
 
     def decide(
-        self, measurement: Measurement, weights: int, *, multiple: int, progress: Progress
+        self,
+        measurement: Measurement,
+        constraints: Constraints,
+        *,
+        multiple: int,
+        progress: Progress,
     ) -> Decision:
-        """Decide for a number of weights that the candidates may keep together."""
+        """Decide within what the candidates may cost together."""
         ...
 
 

@@ -50,6 +50,7 @@ class Plan(BaseModel):
         gradients: Whether the measurement took gradients.
         layers: Every candidate, by module name.
         selection: Candidates that were compared on held-out data.
+        unmet: Budgets that could not be met, a sentence each; only with best effort.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -62,6 +63,7 @@ class Plan(BaseModel):
     gradients: bool = True
     layers: dict[str, PlannedLayer]
     selection: tuple[Choice, ...] = ()
+    unmet: tuple[str, ...] = ()
     _measurement: Measurement | None = PrivateAttr(None)
 
     @property

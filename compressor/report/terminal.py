@@ -13,6 +13,7 @@ from compressor.report.figures import count, duration, figure, nats, percent, sh
 from compressor.report.layer_table import LayerTable, plain_table
 from compressor.report.verdict import guidance, summary, verdict
 from compressor.schema import (
+    BudgetFigures,
     Choice,
     DataFigures,
     DenseLayer,
@@ -43,6 +44,7 @@ def view_report(report: Report) -> RenderableType:
         _before_and_after(report.dense, report.compressed, report.recovery),
         BLANK,
         *_data(report.data),
+        *_budgets(report.budgets),
         *([Text(guided)] if guided else []),
         *([_line("recovery", _recovery(report.recovery))] if report.recovery else []),
         *_left_dense(report.left_dense),
@@ -65,6 +67,7 @@ def view_plan(plan: PlanReport) -> RenderableType:
         _ranks(plan.layers),
         BLANK,
         *([_choices(plan.selection)] if plan.selection else []),
+        *_budgets(plan.budgets),
         *_left_dense(plan.left_dense),
         *_notes(plan.notes),
         *([_line("plan", plan.path)] if plan.path else []),
@@ -272,6 +275,17 @@ def _data(data: DataFigures) -> list[RenderableType]:
         f"{data.test.samples:,} test samples in {data.classes} classes"
     )
     return [_line("data", f"{data.reference}: {samples}"), *_notes(data.notes)]
+
+
+def _budgets(budgets: Iterable[BudgetFigures]) -> list[RenderableType]:
+    return [
+        _line(
+            "budget",
+            f"{found.budget}: {found.reached} of {found.limit} allowed"
+            f"{'' if found.met else ', not met'}; dense {found.dense}",
+        )
+        for found in budgets
+    ]
 
 
 def _left_dense(layers: Iterable[DenseLayer]) -> list[RenderableType]:

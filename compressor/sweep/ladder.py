@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 
 from compressor.errors import UsageError
-from compressor.layers.candidates import Candidates
-from compressor.methods.budget import smallest
-
-KINDS = ("layers", "params")
+from compressor.methods.budget import BUDGETS, least_cost, parse_budget
+from compressor.methods.subject import Subject
 
 
-def ladder(kind: str, points: int, candidates: Candidates, *, multiple: int = 1) -> tuple[str, ...]:
+def ladder(kind: str, points: int, subject: Subject, *, multiple: int = 1) -> tuple[str, ...]:
     """Return budgets spread evenly over the shares that can be reached, the largest first.
 
     The range from the smallest reachable share to 1 is cut into as many equal parts, and each
@@ -19,26 +17,26 @@ def ladder(kind: str, points: int, candidates: Candidates, *, multiple: int = 1)
     points of ``layers``. A smallest share that lies below the lowest of these counts as 0.
 
     Args:
-        kind: ``"layers"`` or ``"params"``.
+        kind: A kind of budget that grants shares, for instance ``"layers"`` or ``"flops"``.
         points: Number of budgets.
-        candidates: The layers that share each.
+        subject: What budgets are counted on.
         multiple: Ranks are multiples of this.
 
     Raises:
         UsageError: If the kind is no share.
     """
-    if kind not in KINDS:
+    constraint = None
+    if BUDGETS.get(kind).shares:
+        whole = parse_budget(f"{kind}=100%")
+        constraint = BUDGETS.get(kind).constraint(whole, subject)
+    if constraint is None:
+        kinds = ", ".join(name for name, member in BUDGETS.items() if member.shares)
         raise UsageError(
-            f"A ladder of {kind!r} budgets cannot be made: --budget-kind takes "
-            f"{' or '.join(KINDS)}. Name the budgets of other kinds with --budgets."
+            f"A ladder of {kind!r} budgets cannot be made: --budget-kind takes one that grants "
+            f"shares ({kinds}). Name the budgets of other kinds with --budgets."
         )
-    floor = smallest(candidates, multiple=multiple)
-    outside = candidates.parameters - candidates.layer_parameters
-    low = (
-        floor / candidates.layer_parameters
-        if kind == "layers"
-        else (outside + floor) / candidates.parameters
-    )
+    floor = least_cost(constraint, subject.candidates, multiple=multiple)
+    low = (constraint.fixed + floor) / constraint.dense
     if low <= 0.5 / points:
         low = 0.0
     shares = [low + (1 - low) * (index + 0.5) / points for index in reversed(range(points))]

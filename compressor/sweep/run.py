@@ -11,21 +11,30 @@ from pathlib import Path
 
 from compressor.checkpoint.save import refuse_existing_file, write_file
 from compressor.checkpoint.storage import round_to_storage_
-from compressor.errors import OutputExistsError, UsageError
+from compressor.errors import OutputExistsError
 from compressor.evaluation.loop import Evaluation
 from compressor.figures import Loaded, data_figures, model_figures, versions
 from compressor.fingerprint import code_version, hash_of, hash_of_weights
-from compressor.layers.candidates import Candidates, find_candidates
-from compressor.methods.budget import affordable, parse_budget
+from compressor.layers.candidates import Candidates
+from compressor.methods.budget import parse_budget
 from compressor.methods.guided import label
 from compressor.methods.measurement import Measurement
 from compressor.methods.method import METHODS
-from compressor.pipeline import Stopwatch, evaluate_run, load_run, measure_run
+from compressor.methods.subject import Subject
+from compressor.pipeline import (
+    Stopwatch,
+    evaluate_run,
+    grant_run,
+    load_run,
+    measure_run,
+    plan_run,
+    subject_run,
+)
 from compressor.progress import Progress
 from compressor.report.frontier import frontier_drawing, frontier_page
 from compressor.schema import ModelFigures
 from compressor.settings import SweepSettings
-from compressor.stages import factorize, plan, probe_inputs
+from compressor.stages import factorize
 from compressor.sweep.journal import FILE, Entry, Journal
 from compressor.sweep.ladder import ladder
 from compressor.sweep.landmarks import knee, smallest_within
@@ -39,16 +48,21 @@ class Bench:
     Args:
         settings: What was asked for.
         loaded: The model and its data.
-        candidates: Its layers that can be factorized.
+        subject: What budgets are counted on.
         watch: Where time is counted.
         progress: Told of each step.
     """
 
     settings: SweepSettings
     loaded: Loaded
-    candidates: Candidates
+    subject: Subject
     watch: Stopwatch
     progress: Progress
+
+    @property
+    def candidates(self) -> Candidates:
+        """The model's layers that can be factorized."""
+        return self.subject.candidates
 
     @cached_property
     def dense(self) -> Evaluation:
@@ -101,15 +115,15 @@ def sweep_model(settings: SweepSettings, *, progress: Progress) -> Sweep:
         parse_budget(budget)
     watch = Stopwatch()
     loaded = load_run(settings.model, settings.data, settings.seed, watch, progress)
-    bench = Bench(settings, loaded, _candidates(settings, loaded), watch, progress)
+    bench = Bench(settings, loaded, subject_run(loaded, settings.method), watch, progress)
     budgets = settings.budgets or ladder(
         settings.budget_kind,
         settings.points,
-        bench.candidates,
+        bench.subject,
         multiple=settings.method.rank_multiple,
     )
     for budget in budgets:
-        affordable([parse_budget(budget)], bench.candidates, multiple=settings.method.rank_multiple)
+        grant_run(bench.subject, settings.method.model_copy(update={"budget": (budget,)}))
     settings.out.mkdir(parents=True, exist_ok=True)
     journal = Journal(settings.out / FILE)
     wanted = [(method, budget) for method in settings.methods for budget in budgets]
@@ -165,14 +179,9 @@ def _point(bench: Bench, found: Measurement, method: str, budget: str) -> SweepP
     """Plan, factorize and evaluate one point, exactly as `compress` does, and write its plan."""
     own = Stopwatch()
     bench.progress.note(f"{method}, {budget}")
-    with bench.watch.stage("plan"), own.stage("plan"):
-        made = plan(
-            found,
-            budget,
-            method=method,
-            rank_multiple=bench.settings.method.rank_multiple,
-            progress=bench.progress,
-        )
+    asked = bench.settings.method.model_copy(update={"method": method, "budget": (budget,)})
+    with own.stage("plan"):
+        made = plan_run(found, bench.subject, asked, bench.watch, bench.progress)
     with bench.watch.stage("factorize"), own.stage("factorize"):
         small = factorize(bench.loaded.model.module, made, progress=bench.progress)
         round_to_storage_(small, bench.loaded.model.storage_dtypes)
@@ -208,20 +217,6 @@ def _found(bench: Bench, journal: Journal, method: str, budget: str) -> SweepPoi
 def _plan_path(method: str, budget: str) -> str:
     slug = re.sub(r"[^A-Za-z0-9.]+", "-", f"{method}-{budget}").strip("-")
     return f"plans/{slug}.json"
-
-
-def _candidates(settings: SweepSettings, loaded: Loaded) -> Candidates:
-    module = loaded.model.module.eval()
-    found = find_candidates(
-        module,
-        probe_inputs(loaded.data.calibration, loaded.forward.device),
-        heads=loaded.model.heads,
-        include=settings.method.include,
-        exclude=settings.method.exclude,
-    )
-    if not found.layers:
-        raise UsageError("No layer of the model can be factorized; `compressor inspect` lists why.")
-    return found
 
 
 def _sweep(bench: Bench, dense: ModelFigures, points: Sequence[SweepPoint]) -> Sweep:

@@ -6,12 +6,17 @@ import dataclasses
 
 import pytest
 
+from compressor.methods.constraints import weights_within
 from compressor.methods.guided import FORWARD_GRID, GRADIENT_GRID, Guided, allocate, label
 from compressor.methods.recipe import Recipe
 from compressor.progress import SILENT
 from tests.methods.measured import measured
 
 WEIGHTS = (24 * 40 + 40 * 32) // 2
+
+
+def half():
+    return weights_within(measured().candidates.layers, WEIGHTS)
 
 
 @pytest.mark.parametrize("grid", [FORWARD_GRID, GRADIENT_GRID])
@@ -23,7 +28,7 @@ def test_grids_hold_guided_and_unguided_recipes_with_labels_of_their_own(grid):
 @pytest.mark.parametrize("gradients", [False, True])
 def test_takes_the_least_kl_on_selection_data(gradients):
     found = measured(gradients=gradients)
-    decision = Guided().decide(found, WEIGHTS, multiple=1, progress=SILENT)
+    decision = Guided().decide(found, half(), multiple=1, progress=SILENT)
     grid = GRADIENT_GRID if gradients else FORWARD_GRID
     assert len(decision.selection) == len(grid)
     chosen = [choice for choice in decision.selection if choice.chosen]
@@ -36,7 +41,7 @@ def test_takes_the_least_kl_on_selection_data(gradients):
 
 def test_without_selection_data_the_first_recipe_is_taken():
     found = dataclasses.replace(measured(), selection=None)
-    decision = Guided().decide(found, WEIGHTS, multiple=1, progress=SILENT)
+    decision = Guided().decide(found, half(), multiple=1, progress=SILENT)
     assert decision.recipe == GRADIENT_GRID[0]
     assert decision.selection == ()
 
@@ -53,7 +58,7 @@ def test_guidance_moves_weights_to_layers_that_have_not_collapsed():
     quotients = {name: nc1_quotient(s.outputs) for name, s in found.layers.items()}
     less = min(quotients, key=quotients.get)
     plain, strong = (
-        allocate(found, Recipe(layer_weight="relative", beta=beta), WEIGHTS, multiple=1)
+        allocate(found, Recipe(layer_weight="relative", beta=beta), half(), multiple=1)
         for beta in (0.0, 20.0)
     )
     assert strong[less] < plain[less]
@@ -61,6 +66,6 @@ def test_guidance_moves_weights_to_layers_that_have_not_collapsed():
 
 def test_allocation_from_weights_alone():
     found = measured("svd")
-    ranks = allocate(found, Recipe(metric="identity", layer_weight="relative"), WEIGHTS, multiple=1)
+    ranks = allocate(found, Recipe(metric="identity", layer_weight="relative"), half(), multiple=1)
     layers = found.candidates.layers
     assert sum(layers[name].cost(rank) for name, rank in ranks.items()) <= WEIGHTS

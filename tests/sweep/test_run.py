@@ -132,7 +132,7 @@ def test_a_point_without_its_plan_is_made_again(swept, tmp_path, capsys):
         (["--budgets", "layers=50%,layers=0.01%"], 3, "smallest reachable"),
         (["--budgets", "layrs=50%"], 2, "Did you mean 'layers'"),
         (["--method", "scd"], 2, "Unknown method 'scd'"),
-        (["--budget-kind", "size"], 2, "--budgets"),
+        (["--budget-kind", "volume"], 2, "Unknown budget"),
     ],
 )
 def test_a_wrong_call_leaves_nothing_behind(words, code, message, tmp_path, capsys):

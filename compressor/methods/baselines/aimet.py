@@ -28,8 +28,9 @@ from torch import Tensor
 from compressor.evaluation.loop import evaluate
 from compressor.forward import Batch, Batches, Inputs, batch_length
 from compressor.layers.candidates import Candidate
-from compressor.methods.allocation import Floats, Options, options
+from compressor.methods.allocation import Options, options
 from compressor.methods.baselines.recipe_method import decided
+from compressor.methods.constraints import Constraints, Floats
 from compressor.methods.factorize import factorized
 from compressor.methods.measurement import Measurement
 from compressor.methods.method import METHODS, Decision
@@ -63,15 +64,21 @@ class Greedy:
         return "weights"
 
     def decide(
-        self, measurement: Measurement, weights: int, *, multiple: int, progress: Progress
+        self,
+        measurement: Measurement,
+        constraints: Constraints,
+        *,
+        multiple: int,
+        progress: Progress,
     ) -> Decision:
         """Measure each layer at each ratio, then choose."""
         layers = {
-            name: options(layer, np.zeros(layer.full_rank + 1), multiple=multiple)
+            name: options(layer, np.zeros(layer.full_rank + 1), constraints, multiple=multiple)
             for name, layer in measurement.candidates.layers.items()
         }
         scores = self._scores(measurement, layers, progress)
-        return decided(measurement, greedy(layers, scores, weights), self.recipe, progress=progress)
+        ranks = greedy(layers, scores, constraints.limits)
+        return decided(measurement, ranks, self.recipe, progress=progress)
 
     def _scores(
         self, measurement: Measurement, layers: Mapping[str, Options], progress: Progress
@@ -113,7 +120,7 @@ def probes(layer: Candidate, choice: Options, layers: int) -> list[int]:
     """
     count = min(RATIOS - 1, max(MOST_EVALUATIONS // max(layers, 1), 1))
     ratios = np.arange(1, count + 1) / (count + 1)
-    within = np.searchsorted(choice.costs[:-1], ratios * layer.parameters, side="right") - 1
+    within = np.searchsorted(choice.weights[:-1], ratios * layer.parameters, side="right") - 1
     return sorted({int(choice.ranks[index]) for index in within.clip(min=0)} - {layer.full_rank})
 
 
@@ -126,21 +133,21 @@ def interpolated(choice: Options, measured: Mapping[int, float], dense: float) -
         dense: Accuracy of the dense model.
     """
     known = [int(np.searchsorted(choice.ranks, rank)) for rank in sorted(measured)]
-    costs = [0.0, *choice.costs[known], choice.costs[-1]]
+    weights = [0.0, *choice.weights[known], choice.weights[-1]]
     scores = [0.0, *(measured[int(choice.ranks[index])] for index in known), dense]
-    found: Floats = np.interp(choice.costs, costs, scores)
+    found: Floats = np.interp(choice.weights, weights, scores)
     return found
 
 
 def greedy(
-    layers: Mapping[str, Options], scores: Mapping[str, Floats], weights: float
+    layers: Mapping[str, Options], scores: Mapping[str, Floats], limits: Floats | float
 ) -> dict[str, int]:
     """Return the ranks at the highest accuracy that can be asked of every layer alike.
 
     Args:
         layers: Each layer's options.
         scores: Accuracy of the whole model at each of them, that layer alone truncated.
-        weights: Weights that the layers may keep together.
+        limits: Limits [c] of what the layers may cost together.
     """
 
     def asked(score: float) -> dict[str, int]:
@@ -149,21 +156,19 @@ def greedy(
             for name, values in scores.items()
         }
 
-    def cost(chosen: Mapping[str, int]) -> float:
-        return float(sum(layers[name].costs[index] for name, index in chosen.items()))
-
     levels = np.unique(np.concatenate([[0.0], *scores.values()]))
     low, high = 0, len(levels)  # asked(levels[0]) is the cheapest model; past the end is dense
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if cost(asked(levels[middle])) <= weights else (low, middle)
+        within = _within(layers, asked(levels[middle]), limits)
+        low, high = (middle, high) if within else (low, middle)
     chosen = asked(levels[low])
     above = (
         asked(levels[high])
         if high < len(levels)
         else {name: len(option.ranks) - 1 for name, option in layers.items()}
     )
-    chosen = _part_of_the_way(layers, chosen, above, weights)
+    chosen = _part_of_the_way(layers, chosen, above, limits)
     return {name: int(layers[name].ranks[index]) for name, index in chosen.items()}
 
 
@@ -171,7 +176,7 @@ def _part_of_the_way(
     layers: Mapping[str, Options],
     start: Mapping[str, int],
     end: Mapping[str, int],
-    weights: float,
+    limits: Floats | float,
 ) -> dict[str, int]:
     """Move all layers the same part of the way between two choices, as far as the budget holds."""
 
@@ -181,9 +186,16 @@ def _part_of_the_way(
     low, high = 0.0, 1.0
     for _ in range(50):
         middle = (low + high) / 2
-        cost = sum(layers[name].costs[index] for name, index in at(middle).items())
-        low, high = (middle, high) if cost <= weights else (low, middle)
+        within = _within(layers, at(middle), limits)
+        low, high = (middle, high) if within else (low, middle)
     return at(low)
+
+
+def _within(
+    layers: Mapping[str, Options], chosen: Mapping[str, int], limits: Floats | float
+) -> bool:
+    costs = sum(layers[name].costs[:, index] for name, index in chosen.items())
+    return bool(np.all(costs <= limits))
 
 
 def _head(batches: Batches, samples: int) -> list[Batch]:

@@ -25,8 +25,9 @@ from functools import lru_cache
 import numpy as np
 
 from compressor.layers.candidates import Candidate
-from compressor.methods.allocation import Floats, options
+from compressor.methods.allocation import options
 from compressor.methods.baselines.recipe_method import decided
+from compressor.methods.constraints import Constraints, Floats
 from compressor.methods.measurement import Measurement
 from compressor.methods.method import METHODS, Decision
 from compressor.methods.metrics import Needs
@@ -53,14 +54,19 @@ class VariationalBayes:
         return "weights"
 
     def decide(
-        self, measurement: Measurement, weights: int, *, multiple: int, progress: Progress
+        self,
+        measurement: Measurement,
+        constraints: Constraints,
+        *,
+        multiple: int,
+        progress: Progress,
     ) -> Decision:
         """Find each layer's own rank and scale all of them to the budget."""
         found = {}
         for name, layer in measurement.candidates.layers.items():
             energies = measurement.decompositions.get(name, self.recipe).decomposition.energies
             found[name] = analytic_rank(energies.sqrt().cpu().numpy(), max(layer.shape))
-        ranks = scaled(measurement.candidates.layers, found, weights, multiple=multiple)
+        ranks = scaled(measurement.candidates.layers, found, constraints, multiple=multiple)
         return decided(measurement, ranks, self.recipe, progress=progress)
 
 
@@ -117,7 +123,7 @@ def noise_variance(values: Floats, columns: int) -> float:
 def scaled(
     layers: Mapping[str, Candidate],
     ranks: Mapping[str, int],
-    weights: float,
+    constraints: Constraints,
     *,
     multiple: int = 1,
 ) -> dict[str, int]:
@@ -126,30 +132,28 @@ def scaled(
     Args:
         layers: The candidates by name.
         ranks: Wanted rank of each.
-        weights: Weights that the layers may keep together.
+        constraints: What the layers may cost together.
         multiple: Ranks are multiples of this.
     """
 
     def at(factor: float) -> dict[str, int]:
         return {
-            name: _allowed(layer, ranks[name] * factor, multiple) for name, layer in layers.items()
+            name: _allowed(layer, ranks[name] * factor, constraints, multiple)
+            for name, layer in layers.items()
         }
 
-    def cost(chosen: dict[str, int]) -> int:
-        return sum(layers[name].cost(rank) for name, rank in chosen.items())
-
-    if cost(at(1.0)) <= weights:
+    if constraints.hold(at(1.0)):
         return at(1.0)
     low, high = 0.0, 1.0
     for _ in range(50):
         middle = (low + high) / 2
-        low, high = (middle, high) if cost(at(middle)) <= weights else (low, middle)
+        low, high = (middle, high) if constraints.hold(at(middle)) else (low, middle)
     return at(low)
 
 
-def _allowed(layer: Candidate, rank: float, multiple: int) -> int:
+def _allowed(layer: Candidate, rank: float, constraints: Constraints, multiple: int) -> int:
     """Return the largest option that is not above a rank; dense above break-even."""
-    choices = options(layer, np.zeros(layer.full_rank + 1), multiple=multiple).ranks
+    choices = options(layer, np.zeros(layer.full_rank + 1), constraints, multiple=multiple).ranks
     if int(rank) > layer.break_even_rank:
         return layer.full_rank
     return int(choices[max(int(np.searchsorted(choices, int(rank), "right")) - 1, 0)])

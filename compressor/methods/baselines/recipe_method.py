@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from compressor.methods.constraints import Constraints
 from compressor.methods.guided import allocate
 from compressor.methods.measurement import Measurement
 from compressor.methods.method import Decision
@@ -32,10 +33,15 @@ class RecipeMethod:
         return METRICS.get(self.recipe.metric).needs
 
     def decide(
-        self, measurement: Measurement, weights: int, *, multiple: int, progress: Progress
+        self,
+        measurement: Measurement,
+        constraints: Constraints,
+        *,
+        multiple: int,
+        progress: Progress,
     ) -> Decision:
         """Allocate under the recipe."""
-        ranks = allocate(measurement, self.recipe, weights, multiple=multiple)
+        ranks = allocate(measurement, self.recipe, constraints, multiple=multiple)
         return decided(measurement, ranks, self.recipe, progress=progress)
 
 

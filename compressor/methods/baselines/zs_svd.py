@@ -26,8 +26,9 @@ import torch
 
 from compressor.collapse.loss import LossGradient
 from compressor.layers.candidates import Candidate
-from compressor.methods.allocation import Floats, options
+from compressor.methods.allocation import options
 from compressor.methods.baselines.recipe_method import decided
+from compressor.methods.constraints import Constraints, Floats
 from compressor.methods.decompose import Decomposition
 from compressor.methods.measurement import Measurement
 from compressor.methods.method import METHODS, Decision
@@ -52,7 +53,12 @@ class ZeroSum:
         return "loss"
 
     def decide(
-        self, measurement: Measurement, weights: int, *, multiple: int, progress: Progress
+        self,
+        measurement: Measurement,
+        constraints: Constraints,
+        *,
+        multiple: int,
+        progress: Progress,
     ) -> Decision:
         """Score every component of every layer and drop until the budget holds."""
         layers = measurement.candidates.layers
@@ -63,7 +69,7 @@ class ZeroSum:
             )
             for name in layers
         }
-        ranks = zero_sum(layers, changes, weights, multiple=multiple)
+        ranks = zero_sum(layers, changes, constraints, multiple=multiple)
         return decided(measurement, ranks, self.recipe, progress=progress)
 
 
@@ -78,20 +84,20 @@ def loss_changes(decomposition: Decomposition, loss: LossGradient) -> Floats:
 def zero_sum(
     layers: Mapping[str, Candidate],
     changes: Mapping[str, Floats],
-    weights: float,
+    constraints: Constraints,
     *,
     multiple: int = 1,
 ) -> dict[str, int]:
-    """Drop components until the layers fit into a number of weights.
+    """Drop components until the layers keep to the constraints.
 
     Args:
         layers: The candidates by name.
         changes: ΔL of each layer's components, largest singular value first.
-        weights: Weights that the layers may keep together.
+        constraints: What the layers may cost together.
         multiple: Ranks are multiples of this.
     """
     choices = {
-        name: options(layer, np.zeros(layer.full_rank + 1), multiple=multiple)
+        name: options(layer, np.zeros(layer.full_rank + 1), constraints, multiple=multiple)
         for name, layer in layers.items()
     }
     ranks = {name: layer.full_rank for name, layer in layers.items()}
@@ -105,20 +111,20 @@ def zero_sum(
 
     for name in layers:
         offer(name)
-    cost = sum(layers[name].cost(rank) for name, rank in kept.items())
+    cost, limits = constraints.spent(kept), constraints.limits
     total = 0.0
-    while cost > weights and (heaps[True] or heaps[False]):
+    while (cost > limits).any() and (heaps[True] or heaps[False]):
         rising = total <= 0
         sign = rising if heaps[rising] else not rising
         size, name = heapq.heappop(heaps[sign])
         total += size if sign else -size
         ranks[name] -= 1
-        cost -= layers[name].cost(kept[name])
+        cost -= constraints.cost(name, kept[name])
         if ranks[name] <= layers[name].break_even_rank:
             allowed = choices[name].ranks
             index = int(np.searchsorted(allowed, ranks[name], "right")) - 1
             kept[name] = int(allowed[max(index, 0)])
-        cost += layers[name].cost(kept[name])
+        cost += constraints.cost(name, kept[name])
         offer(name)
     return kept
 

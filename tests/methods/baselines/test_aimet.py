@@ -21,7 +21,8 @@ from compressor.stages import measure, plan
 def toy(*costs):
     return Options(
         ranks=np.arange(1, len(costs) + 1),
-        costs=np.array(costs, dtype=float),
+        weights=np.array(costs, dtype=float),
+        costs=np.array([costs], dtype=float),
         losses=np.zeros(len(costs)),
     )
 
@@ -53,14 +54,14 @@ def test_no_higher_common_accuracy_is_within_the_budget(seed):
     generator = np.random.default_rng(seed)
     layers = {name: toy(*np.cumsum(generator.integers(1, 5, 4))) for name in "abc"}
     scores = {name: np.sort(generator.random(4)) for name in "abc"}
-    least = sum(option.costs[0] for option in layers.values())
-    budget = least + generator.random() * (sum(o.costs[-1] for o in layers.values()) - least)
+    least = sum(option.weights[0] for option in layers.values())
+    budget = least + generator.random() * (sum(o.weights[-1] for o in layers.values()) - least)
     best = 0.0
     for trial in itertools.product(range(4), repeat=3):
-        if sum(layers[n].costs[i] for n, i in zip("abc", trial, strict=True)) <= budget:
+        if sum(layers[n].weights[i] for n, i in zip("abc", trial, strict=True)) <= budget:
             best = max(best, min(scores[n][i] for n, i in zip("abc", trial, strict=True)))
     ranks = greedy(layers, scores, budget)
-    assert sum(layers[n].costs[r - 1] for n, r in ranks.items()) <= budget
+    assert sum(layers[n].weights[r - 1] for n, r in ranks.items()) <= budget
     assert min(scores[n][r - 1] for n, r in ranks.items()) == pytest.approx(best)
 
 

@@ -10,6 +10,7 @@ from compressor.methods.baselines.evbmf import (
     scaled,
     threshold_of,
 )
+from compressor.methods.constraints import weights_within
 
 
 def noisy(rows, columns, rank, *, noise, seed=0):
@@ -76,12 +77,12 @@ def cost(layers, ranks):
 
 def test_ranks_within_the_budget_stay_as_found():
     layers = layers_of((40, 40), (40, 60))
-    assert scaled(layers, {"l0": 7, "l1": 0}, 4000) == {"l0": 7, "l1": 1}
+    assert scaled(layers, {"l0": 7, "l1": 0}, weights_within(layers, 4000)) == {"l0": 7, "l1": 1}
 
 
 def test_ranks_above_break_even_mean_dense():
     layers = layers_of((40, 40), (40, 60))
-    assert scaled(layers, {"l0": 20, "l1": 3}, 4000) == {"l0": 40, "l1": 3}
+    assert scaled(layers, {"l0": 20, "l1": 3}, weights_within(layers, 4000)) == {"l0": 40, "l1": 3}
 
 
 @pytest.mark.parametrize("multiple", [1, 4])
@@ -89,7 +90,7 @@ def test_larger_ranks_are_scaled_down_by_one_factor(multiple):
     layers = layers_of((100, 100), (100, 100), (100, 200))
     wanted = {"l0": 40, "l1": 20, "l2": 30}
     weights = 0.5 * cost(layers, wanted)
-    ranks = scaled(layers, wanted, weights, multiple=multiple)
+    ranks = scaled(layers, wanted, weights_within(layers, weights), multiple=multiple)
     assert cost(layers, ranks) <= weights
     factors = [
         (ranks[name] / wanted[name], (ranks[name] + multiple) / wanted[name]) for name in wanted

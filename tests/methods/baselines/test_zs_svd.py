@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from compressor.layers.candidates import Candidate
 from compressor.methods.baselines.zs_svd import ZeroSum, loss_changes, zero_sum
+from compressor.methods.constraints import weights_within
 from compressor.methods.metrics import known_loss
 from compressor.stages import measure, plan
 
@@ -64,14 +65,16 @@ def test_signs_alternate_so_that_the_sum_stays_near_zero():
     """20×20: break-even is at rank 9, so the first eleven drops are free of any saving."""
     layers = layers_of((20, 20), (20, 20))
     up, down = np.full(20, 1.0), np.full(20, -2.0)
-    ranks = zero_sum(layers, {"l0": up, "l1": down}, 800 - 1)
+    ranks = zero_sum(layers, {"l0": up, "l1": down}, weights_within(layers, 800 - 1))
     # +1 −2 +1 +1 −2 …: l0 gives up two components for one of l1, until l0 pays first.
     assert ranks == {"l0": 9, "l1": 20}
 
 
 def test_the_smallest_change_of_the_wanted_sign_goes_first():
     layers = layers_of((20, 20), (20, 20))
-    ranks = zero_sum(layers, {"l0": np.full(20, 3.0), "l1": np.full(20, 1.0)}, 799)
+    ranks = zero_sum(
+        layers, {"l0": np.full(20, 3.0), "l1": np.full(20, 1.0)}, weights_within(layers, 799)
+    )
     assert ranks == {"l0": 20, "l1": 9}
 
 
@@ -79,7 +82,7 @@ def test_within_a_layer_small_singular_values_go_first_whatever_they_score():
     layers = layers_of((20, 20), (20, 20))
     guarded = np.full(20, 1e-6)
     guarded[-1] = 50.0  # only its smallest component is dear, and it stands in front
-    ranks = zero_sum(layers, {"l0": guarded, "l1": np.full(20, 1.0)}, 799)
+    ranks = zero_sum(layers, {"l0": guarded, "l1": np.full(20, 1.0)}, weights_within(layers, 799))
     assert ranks == {"l0": 20, "l1": 9}
 
 
@@ -108,7 +111,7 @@ def test_it_is_the_rule_read_literally(seed, share):
         for name, layer in layers.items()
     }
     weights = share * sum(layer.parameters for layer in layers.values())
-    found = zero_sum(layers, changes, weights)
+    found = zero_sum(layers, changes, weights_within(layers, weights))
     assert found == slowly(layers, changes, weights)
     assert kept_cost(layers, found) <= weights
 
@@ -124,7 +127,7 @@ def test_budget_and_multiples_hold(seed, share, multiple):
     weights = floor + share * (dense - floor)
     generator = np.random.default_rng(seed)
     changes = {n: generator.standard_normal(layer.full_rank) for n, layer in layers.items()}
-    ranks = zero_sum(layers, changes, weights, multiple=multiple)
+    ranks = zero_sum(layers, changes, weights_within(layers, weights), multiple=multiple)
     assert kept_cost(layers, ranks) <= weights
     for name, rank in ranks.items():
         layer = layers[name]

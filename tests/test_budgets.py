@@ -1,0 +1,61 @@
+"""Every kind of budget through the command line: kept to, or refused with exit code 3."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from compressor.cli import main
+from compressor.demo import MODEL
+from compressor.schema import Report
+
+QUICK = (
+    *("--data", "sklearn:digits", "--calibration", "120", "--limit", "100"),
+    *("--device", "cpu", "--method", "svd", "--quiet", "--json"),
+)
+
+
+def compress(out, *words):
+    return main(["compress", str(MODEL), *QUICK, *words, "--out", str(out)])
+
+
+def report_of(out):
+    return Report.model_validate_json((out / "report.json").read_text())
+
+
+def test_size_and_flops_hold_together(tmp_path):
+    out = tmp_path / "small"
+    assert compress(out, "--budget", "size=3.2MB", "--budget", "flops=55%") == 0
+    found = report_of(out)
+    size = (out / "model.safetensors").stat().st_size
+    assert size == found.compressed.bytes
+    assert 2.5e6 < size <= 3.2e6
+    assert found.compressed.flops <= 0.55 * found.dense.flops
+    binding = max(size / 3.2e6, found.compressed.flops / found.dense.flops / 0.55)
+    assert binding > 0.99  # what may be kept is kept
+    assert [(budget.budget, budget.met) for budget in found.budgets] == [
+        ("size=3.2MB", True),
+        ("flops=55%", True),
+    ]
+
+
+@pytest.mark.parametrize("budget", ["size=50kB", "flops=1%", "params=20k", "layers=0.1%"])
+def test_what_cannot_be_met_is_refused_before_anything_is_measured(budget, tmp_path, capsys):
+    assert compress(tmp_path / "none", "--budget", "layers=90%", "--budget", budget) == 3
+    message = capsys.readouterr().err
+    assert f"The budget {budget.split('=')[0]}=" in message
+    assert "smallest" in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_best_effort_saves_the_nearest_and_still_ends_with_three(tmp_path, capsys):
+    out = tmp_path / "small"
+    assert compress(out, "--budget", "size=50kB", "--best-effort") == 3
+    captured = capsys.readouterr()
+    assert "size=50kB cannot be met" in captured.err
+    assert "nearest" in captured.err
+    printed = json.loads(captured.out)
+    assert printed["budgets"][0]["met"] is False
+    assert {layer["rank"] for layer in printed["layers"]} == {1}
+    assert (out / "model.safetensors").stat().st_size == printed["compressed"]["bytes"]
