@@ -49,6 +49,7 @@ def compress(
     rank_multiple: int = 1,
     classes: int | None = None,
     seed: int = 0,
+    blockwise: bool = False,
     progress: Progress = SILENT,
 ) -> Compression:
     """Measure, plan, factorize, evaluate and save a model in one call.
@@ -69,6 +70,7 @@ def compress(
         rank_multiple: Ranks are multiples of this.
         classes: Number of classes; None takes the width of the logits.
         seed: Seed of every draw.
+        blockwise: Measure a model that predicts tokens one block at a time, to save memory.
         progress: Told of each step.
 
     Raises:
@@ -84,6 +86,7 @@ def compress(
         include=include,
         exclude=exclude,
         seed=seed,
+        blockwise=blockwise,
         progress=progress,
     )
     made = plan(measurement, budget, method=method, rank_multiple=rank_multiple, progress=progress)

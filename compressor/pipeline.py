@@ -324,6 +324,7 @@ def measure_run(
             exclude=method.exclude,
             seed=seed,
             cache=cache,
+            blockwise=method.blockwise,
             progress=progress,
         )
 

@@ -78,6 +78,7 @@ class MethodSettings(BaseModel):
         exclude: Patterns of layers to leave dense.
         gradients: Allow backward passes over the calibration data.
         rank_multiple: Ranks are rounded down to multiples of this.
+        blockwise: Measure language models one block at a time, with statistics on disk.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -89,6 +90,7 @@ class MethodSettings(BaseModel):
     exclude: tuple[str, ...] = ()
     gradients: bool = True
     rank_multiple: Annotated[int, Field(ge=1)] = 1
+    blockwise: bool = False
 
 
 class CompressSettings(BaseModel):

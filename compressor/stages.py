@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, SequentialSampler
 
 from compressor.cache import Cache
+from compressor.collapse.block_capture import capture_blocks
 from compressor.collapse.capture import Statistics, capture
 from compressor.collapse.clusters import cluster_labels
 from compressor.collapse.state import state_of, statistics_of
@@ -25,7 +26,7 @@ from compressor.methods.method import METHODS
 from compressor.methods.plan import Plan, check_against, planned_layers
 from compressor.methods.subject import Subject
 from compressor.progress import SILENT, Progress
-from compressor.tokens import TokenForward, forward_for
+from compressor.tokens import TokenForward, forward_for, predicts_tokens
 
 PROBE_SAMPLES = 3
 """Samples of the probe forward: more than one, so that rows can be told from samples."""
@@ -48,6 +49,7 @@ def measure(
     exclude: Sequence[str] = (),
     seed: int = 0,
     cache: Cache | None = None,
+    blockwise: bool = False,
     progress: Progress = SILENT,
 ) -> Measurement:
     """Measure collapse in every layer that can be factorized.
@@ -70,6 +72,8 @@ def measure(
         seed: Seed of every draw.
         cache: Where statistics, decompositions and judgements are kept and looked for. Its keys
             have to name the model, the batches and how both are used.
+        blockwise: Measure a model that predicts tokens one block at a time, with statistics on disk
+            (`compressor.collapse.block_capture`): less memory, one more forward pass.
         progress: Told of each batch.
 
     Raises:
@@ -80,6 +84,11 @@ def measure(
             allowed.
     """
     needs = METHODS.get(method).needs(gradients=gradients)
+    if blockwise and not predicts_tokens(batches := replayable(batches)):
+        raise UsageError(
+            "Only models that predict tokens can be measured block by block, and these labels are "
+            "classes of samples. Leave blockwise out."
+        )
     if not gradients and needs in ("gradients", "loss"):
         raise UsageError(
             f"The method {method!r} is made of gradients, and none are allowed. Allow them, or "
@@ -108,12 +117,13 @@ def measure(
             gradients=needs == "gradients",
             loss=needs == "loss",
             seed=seed,
+            probe=probe if blockwise else None,
             progress=progress,
         )
 
     statistics = None
-    if needs != "weights" and cache is None:
-        statistics = gathered()
+    if needs != "weights" and (cache is None or blockwise):
+        statistics = gathered()  # block by block it is never in memory as a whole
     elif needs != "weights" and cache is not None:
         state = cache.tensors("statistics", {}, lambda: state_of(gathered()))
         statistics = statistics_of(state, candidates, home(forward.device))
@@ -160,9 +170,25 @@ def gather(
     gradients: bool,
     loss: bool = False,
     seed: int,
+    probe: Inputs | None = None,
     progress: Progress,
 ) -> Statistics:
-    """Run the measuring pass, clustering first where the batches carry no labels."""
+    """Run the measuring pass, clustering first where the batches carry no labels.
+
+    Given a probe, a model that predicts tokens is measured block by block.
+    """
+    if isinstance(forward, TokenForward) and probe is not None:
+        return capture_blocks(
+            model,
+            batches,
+            candidates,
+            forward=forward,
+            probe=probe,
+            gradients=gradients,
+            loss=loss,
+            seed=seed,
+            progress=progress,
+        )
     if isinstance(forward, TokenForward):
         return capture_tokens(
             model,

@@ -65,7 +65,7 @@ class Head:
         self._given = _Given()
         # A shallow copy shares every module but the backbone, whose output is given instead.
         self._model = copy.copy(model)
-        stubs = {id(found), *(id(part) for part in (_encoder(model),) if part is not None)}
+        stubs = {id(found), *(id(part) for part in (encoder(model),) if part is not None)}
         self._model._modules = {
             name: self._given if id(child) in stubs else child
             for name, child in model._modules.items()
@@ -75,7 +75,7 @@ class Head:
                 f"The backbone of {type(model).__name__} lies too deep to be told from its head. "
                 "Wrap the model so that it returns its logits alone."
             )
-        self._encoder_decoder = _encoder(model) is not None
+        self._encoder_decoder = encoder(model) is not None
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Return the logits [n, V] of hidden rows [n, D]."""
@@ -123,7 +123,7 @@ def backbone(model: nn.Module) -> nn.Module | None:
     return None if decoder is model else decoder
 
 
-def _encoder(model: nn.Module) -> nn.Module | None:
+def encoder(model: nn.Module) -> nn.Module | None:
     """Return the encoder of an encoder-decoder, None of other models."""
     if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return None

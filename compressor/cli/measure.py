@@ -16,7 +16,7 @@ from compressor.settings import DataSettings, MethodSettings, ModelSettings
 def measure(
     model: ModelSettings,
     data: DataSettings,
-    method: Annotated[MethodSettings, Only(("include", "exclude"))],
+    method: Annotated[MethodSettings, Only(("include", "exclude", "blockwise"))],
     settings: RunSettings,
 ) -> None:
     """Measure neural collapse and rank of every layer on labelled data.

@@ -192,6 +192,15 @@ Gradients = Annotated[
 RankMultiple = Annotated[
     int, _option("Method", min=1, help="Round ranks down to a multiple: 8 on a CPU, 16 on a GPU.")
 ]
+Blockwise = Annotated[
+    bool,
+    _option(
+        "Method",
+        "--blockwise",
+        help="Measure a language model one block at a time, with statistics on disk: less memory, "
+        "one more forward pass.",
+    ),
+]
 
 Json = Annotated[bool, _option("Run", "--json", help="Print JSON and nothing else on stdout.")]
 Seed = Annotated[int, _option("Run", min=0, help="Seed of every draw.")]
@@ -305,6 +314,7 @@ GROUPS: Mapping[type[BaseModel], Group] = {
             "exclude": Exclude,
             "gradients": Gradients,
             "rank_multiple": RankMultiple,
+            "blockwise": Blockwise,
         },
         parse={"budget": _as_tuple, "include": _as_tuple, "exclude": _as_tuple},
     ),

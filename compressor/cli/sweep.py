@@ -20,7 +20,9 @@ def sweep(
     *,
     model: ModelSettings,
     data: DataSettings,
-    shared: Annotated[MethodSettings, Only(("include", "exclude", "gradients", "rank_multiple"))],
+    shared: Annotated[
+        MethodSettings, Only(("include", "exclude", "gradients", "rank_multiple", "blockwise"))
+    ],
     settings: RunSettings,
     out: Annotated[
         Path,

@@ -7,9 +7,10 @@ backwards once, and the same hooks see the loss's gradient at each layer's outpu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -40,14 +41,15 @@ class Statistics:
     """The result of one pass.
 
     Args:
-        layers: Statistics by layer name, in forward order.
+        layers: Statistics by layer name, in forward order; they may lie on disk, and be read each
+            time.
         logits: The dense model's logits [N, C] on the calibration data, float32 on the CPU.
         labels: Label [N] of each calibration sample.
         pooled: Mean input row [N, n] of each sample by group, float32 on the CPU.
         clustered: Whether the labels are k-means clusters, for want of given ones.
     """
 
-    layers: dict[str, LayerStatistics]
+    layers: Mapping[str, LayerStatistics]
     logits: Tensor
     labels: Tensor
     pooled: dict[str, Tensor] = field(repr=False)
@@ -141,18 +143,22 @@ def fisher_moments(
     *,
     rest: bool = False,
 ) -> dict[str, FisherMoments]:
-    """Return empty Fisher accumulators, centred by the mean input over the first batches.
+    """Return empty Fisher accumulators, centred by the mean input over the first batches."""
+    watch = Watch(model, candidates, classes, forward.device, rest=rest)
+    if any(layer.has_bias for layer in candidates.layers.values()):
+        with torch.no_grad(), watch.attached():
+            for inputs, labels in islice(batches, CENTRING_BATCHES):
+                watch.begin(inputs, _checked_labels(labels, classes))
+                forward(model, inputs)
+                watch.end()
+    return centred_moments(model, watch)
+
+
+def centred_moments(model: nn.Module, watch: Watch) -> dict[str, FisherMoments]:
+    """Return empty Fisher accumulators, centred by the mean inputs that ``watch`` has seen.
 
     A bias absorbs the mean exactly (b + (W − Ŵ) μ), so rows are centred where there is one.
     """
-    watch = Watch(model, candidates, classes, forward.device, rest=rest)
-    with torch.no_grad(), watch.attached():
-        for index, (inputs, labels) in enumerate(batches):
-            if index == CENTRING_BATCHES:
-                break
-            watch.begin(inputs, _checked_labels(labels, classes))
-            forward(model, inputs)
-            watch.end()
     modules = dict(model.named_modules())
     moments = {}
     for name, found in watch.statistics().items():

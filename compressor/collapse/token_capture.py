@@ -25,18 +25,19 @@ from torch import Tensor, nn
 from compressor.collapse.capture import (
     Statistics,
     backward,
+    centred_moments,
     fisher_gradient,
     fisher_moments,
     frozen,
     loss_gradient,
     loss_moments,
 )
-from compressor.collapse.watch import Watch
+from compressor.collapse.watch import LayerStatistics, Watch
 from compressor.errors import DataError
 from compressor.forward import Batch, Batches
 from compressor.layers.candidates import Candidates
 from compressor.progress import SILENT, Progress
-from compressor.tokens import Head, TokenForward
+from compressor.tokens import Head, TokenForward, backbone, encoder
 
 FREQUENT = 64
 """Next tokens that are classes. In English text they are about half of all tokens."""
@@ -75,6 +76,13 @@ class FrequentTokens:
     def classes(self) -> int:
         """Number of classes, without the rest."""
         return len(self.tokens)
+
+    def labels(self) -> Tensor:
+        """Return the classes of all positions that predict a frequent token, in order, [N]."""
+        known = torch.cat(
+            [self.of(labels).flatten() for _, labels in self._batches if labels is not None]
+        )
+        return known[known < self.classes]
 
     def of(self, labels: Tensor) -> Tensor:
         """Return the class of each label [B, T]; the rest is the last one."""
@@ -128,58 +136,116 @@ def capture_tokens(
         raise ValueError("one pass gathers the Fisher or the loss's gradients, not both")
     frequent = FrequentTokens(batches)
     classes = frequent.classes + 1
-    watch = Watch(model, candidates, classes, forward.device, rest=True)
+    inside, outside = by_head(model, candidates)
+    watch = Watch(model, inside, classes, forward.device, rest=True)
     if loss:
-        watch.loss = loss_moments(model, candidates, watch.home)
+        watch.loss = loss_moments(model, inside, watch.home)
     if gradients:
-        watch.fisher = fisher_moments(model, frequent, candidates, classes, forward, rest=True)
-    generator = torch.Generator().manual_seed(seed)
-    head = Head(model)
-    seen: list[Tensor] = []
+        watch.fisher = fisher_moments(model, frequent, inside, classes, forward, rest=True)
+    head = WatchedHead(
+        model, outside, frequent, forward.device, gradients=gradients, loss=loss, seed=seed
+    )
     with frozen(model), watch.attached():
         for inputs, labels in progress.track(batches, description="measure", total=total):
             assert labels is not None
-            known = frequent.of(labels)
-            watch.begin(inputs, known)
+            watch.begin(inputs, frequent.of(labels))
             with torch.set_grad_enabled(gradients or loss):
                 hidden = forward(model, inputs)
-            if gradients or loss:
-                draws = generator if gradients else None
-                backward(hidden, _hidden_gradient(head, hidden.detach(), labels, draws), watch)
+            gradient = head.gradient(hidden.detach(), labels)
+            if gradient is not None:
+                backward(hidden, gradient, watch)
             watch.end()
-            seen.append(known.flatten().cpu())
-    known = torch.cat(seen)
+    found = {**watch.statistics(), **head.statistics()}
     return Statistics(
-        layers=watch.statistics(),
+        layers={name: found[name] for name in candidates.layers},
         logits=torch.empty(0, frequent.classes),
-        labels=known[known < frequent.classes],
+        labels=frequent.labels(),
         pooled={},
     )
 
 
-def _hidden_gradient(
-    head: Head, hidden: Tensor, labels: Tensor, generator: torch.Generator | None
-) -> Tensor:
-    """Return the gradient at the last hidden state [B, T, D], zero where nothing is predicted.
+def by_head(model: nn.Module, candidates: Candidates) -> tuple[Candidates, Candidates]:
+    """Return the candidates up to the last hidden state, and those that make logits of it."""
+    found = backbone(model)
+    inside = {id(module) for part in (found, encoder(model)) if part for module in part.modules()}
+    modules = dict(model.named_modules())
+    after = {name for name in candidates.layers if found and id(modules[name]) not in inside}
+    before = set(candidates.layers) - after
+    return candidates.only(before), candidates.only(after)
+
+
+class WatchedHead:
+    """Takes gradients through the model's head, in chunks, and watches the layers in it.
 
     Args:
-        head: What makes logits.
-        hidden: The last hidden state [B, T, D].
-        labels: True tokens [B, T].
-        generator: Draws the true Fisher's gradients; None takes the loss under the true tokens.
+        model: The dense model.
+        candidates: The head's own candidates, often none.
+        frequent: What the classes are.
+        device: Where the model runs.
+        gradients: Draw the true Fisher's gradients.
+        loss: Take the gradients of the loss under the true tokens instead.
+        seed: Seed of the draws.
     """
-    predicted = (labels >= 0).to(hidden.device)
-    rows, true = hidden[predicted], labels.to(hidden.device)[predicted]
-    found = torch.empty_like(rows)
-    for part in head.chunks(rows):
-        with torch.enable_grad():
-            leaf = rows[part].clone().requires_grad_()
-            logits = head(leaf)
-        if generator is None:
-            drawn = loss_gradient(logits, true[part])
-        else:
-            drawn = fisher_gradient(logits, generator)
-        (found[part],) = torch.autograd.grad(logits, leaf, drawn.to(logits.dtype))
-    gradient = torch.zeros_like(hidden)
-    gradient[predicted] = found
-    return gradient
+
+    def __init__(
+        self,
+        model: nn.Module,
+        candidates: Candidates,
+        frequent: FrequentTokens,
+        device: torch.device,
+        *,
+        gradients: bool,
+        loss: bool,
+        seed: int,
+    ) -> None:
+        self._head = Head(model)
+        self._frequent, self._gradients = frequent, gradients or loss
+        self._draws = torch.Generator().manual_seed(seed) if gradients else None
+        self._watch = Watch(model, candidates, frequent.classes + 1, device, rest=True)
+        if gradients:
+            self._watch.fisher = centred_moments(model, self._watch)
+        if loss:
+            self._watch.loss = loss_moments(model, candidates, self._watch.home)
+        self._watched = bool(candidates.layers)
+
+    def gradient(self, hidden: Tensor, labels: Tensor) -> Tensor | None:
+        """Return the gradient at the last hidden state [B, T, D], zero where nothing is predicted.
+
+        None where none is taken. The head's layers are measured on the way.
+
+        Args:
+            hidden: The last hidden state [B, T, D].
+            labels: True tokens [B, T].
+        """
+        if not (self._gradients or self._watched):
+            return None
+        predicted = (labels >= 0).to(hidden.device)
+        rows, true = hidden[predicted], labels.to(hidden.device)[predicted]
+        classes = self._frequent.of(labels)[labels >= 0]
+        found = torch.zeros_like(rows)
+        parts = list(self._head.chunks(rows))
+        with self._watch.attached():
+            for part in parts:
+                self._watch.begin((), classes[None, part])
+                with torch.set_grad_enabled(self._gradients):
+                    leaf = rows[part].clone().requires_grad_(self._gradients)
+                    logits = self._head(leaf)
+                if self._gradients:
+                    (found[part],) = torch.autograd.grad(
+                        logits, leaf, self._drawn(logits, true[part]).to(logits.dtype)
+                    )
+                self._watch.end()
+        if not self._gradients:
+            return None
+        gradient = torch.zeros_like(hidden)
+        gradient[predicted] = found
+        return gradient
+
+    def statistics(self) -> dict[str, LayerStatistics]:
+        """Return what was gathered of the head's layers."""
+        return self._watch.statistics()
+
+    def _drawn(self, logits: Tensor, true: Tensor) -> Tensor:
+        if self._draws is None:
+            return loss_gradient(logits, true)
+        return fisher_gradient(logits, self._draws)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Container, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -84,6 +84,11 @@ class Candidates:
     def layer_parameters(self) -> int:
         """Weights of all candidates, dense."""
         return sum(layer.parameters for layer in self.layers.values())
+
+    def only(self, names: Container[str]) -> Candidates:
+        """Return the candidates of these names, in the same order; nothing else changes."""
+        kept = {name: layer for name, layer in self.layers.items() if name in names}
+        return replace(self, layers=kept)
 
     def groups(self) -> dict[str, list[Candidate]]:
         """Return the candidates by the group whose input rows they share."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.cache import Cache, Tensors
+from compressor.collapse.spill import SpillDirectory, SpilledLayers
 from compressor.collapse.watch import LayerStatistics
 from compressor.errors import LayerError
 from compressor.layers.candidates import Candidate
@@ -20,6 +21,8 @@ from compressor.methods.recipe import Recipe
 
 class Decompositions:
     """Each layer's decomposition under a recipe's metrics, computed once and kept.
+
+    They are kept in memory, or on disk where the statistics are.
 
     Recipes that differ only in how the budget is shared use the same decompositions.
 
@@ -50,10 +53,19 @@ class Decompositions:
             LayerError: If the layer's weights or statistics are not finite or missing, or the
                 eigendecomposition fails.
         """
+        if isinstance(self._statistics, SpilledLayers):
+            return self._spilled(name, recipe, self._statistics.spill)
         key = (name, recipe.metric, recipe.alpha)
         if key not in self._kept:
             self._kept[key] = self._found(name, recipe)
         return self._kept[key]
+
+    def _spilled(self, name: str, recipe: Recipe, spill: SpillDirectory) -> Truncation:
+        """Return a decomposition that is kept on disk, as the statistics are."""
+        key = f"{name} in {recipe.metric}, {recipe.alpha}"
+        if key not in spill:
+            spill.write(key, _state_of(self._made(name, recipe)))
+        return _truncation_of(spill.read(key), self._weight(name).device)
 
     def _found(self, name: str, recipe: Recipe) -> Truncation:
         if self._cache is None:

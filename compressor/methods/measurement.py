@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -80,7 +81,7 @@ class Measurement:
         return Decompositions(self.model, self.candidates.layers, self.layers, self.cache)
 
     @property
-    def layers(self) -> dict[str, LayerStatistics]:
+    def layers(self) -> Mapping[str, LayerStatistics]:
         """Statistics by layer name; empty where only weights were needed."""
         return {} if self.statistics is None else self.statistics.layers
 
