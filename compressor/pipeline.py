@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from compressor.checkpoint.save import (
 from compressor.checkpoint.storage import round_to_storage_
 from compressor.data import CALIBRATION, SPLITS, load_data
 from compressor.errors import DataError
+from compressor.evaluation.harness import parse_tasks, run_tasks
 from compressor.evaluation.loop import Evaluation, evaluate, score
 from compressor.figures import (
     Loaded,
@@ -50,6 +51,7 @@ from compressor.schema import (
     PlanReport,
     RecoveryFigures,
     Report,
+    TaskFigures,
 )
 from compressor.settings import CompressSettings, DataSettings, MethodSettings, ModelSettings
 from compressor.stages import candidates_of, factorize, measure, plan, probe_inputs
@@ -237,15 +239,33 @@ def _carry_out(
 
 
 def evaluate_model(
-    model: ModelSettings, data: DataSettings, *, seed: int, progress: Progress
+    model: ModelSettings,
+    data: DataSettings,
+    *,
+    evaluations: Sequence[str] = (),
+    seed: int,
+    progress: Progress,
 ) -> EvaluationReport:
-    """Evaluate any checkpoint, dense or compressed, on the test split.
+    """Evaluate any checkpoint, dense or compressed, on the test split and on named tasks.
+
+    Args:
+        model: Which model.
+        data: Which data; ``data.data`` may be empty where there are tasks.
+        evaluations: ``lm-eval:TASK`` each.
+        seed: Seed of every draw.
+        progress: Told of each batch.
 
     Raises:
-        DataError: If the data carries no labels.
+        DataError: If the data carries no labels, or a task cannot be run.
+        MissingExtraError: If a task is asked for, and its harness is not installed.
         CompressorError: As `compress_model`.
     """
+    tasks = parse_tasks(evaluations)
     watch = Stopwatch()
+    if not data.data:
+        with watch.stage("load"):
+            alone = load_model(model)
+        return _evaluated(alone, model, data, tasks, seed=seed, watch=watch, progress=progress)
     loaded = load_run(model, data, seed, watch, progress, splits=("test",))
     if loaded.data.test.labels is None:
         raise DataError(
@@ -255,19 +275,56 @@ def evaluate_model(
     with watch.stage("evaluate"):
         found = evaluate_run(loaded, loaded.model.module, "evaluate", progress)
         loaded = _doubted(loaded, found, progress)
+    report = _evaluated(loaded.model, model, data, tasks, seed=seed, watch=watch, progress=progress)
+    return report.model_copy(
+        update={
+            "accuracy": found.accuracy,
+            "loss": found.loss,
+            "samples": found.samples,
+            "sha256": loaded.data.test.sha256,
+            "flops": flops(loaded),
+            "notes": loaded.notes,
+            **perplexities(found, loaded.data.test_bytes),
+        }
+    )
+
+
+def _evaluated(
+    loaded: LoadedModel,
+    model: ModelSettings,
+    data: DataSettings,
+    tasks: Sequence[str],
+    *,
+    seed: int,
+    watch: Stopwatch,
+    progress: Progress,
+) -> EvaluationReport:
+    """Return the report of a model on tasks alone."""
+    scores: tuple[TaskFigures, ...] = ()
+    if tasks:
+        progress.note(f"Running {', '.join(tasks)} in the lm-evaluation-harness.")
+        with watch.stage("evaluate"):
+            scores = run_tasks(
+                loaded,
+                tasks,
+                batch_size=data.batch_size,
+                max_length=data.max_length,
+                limit=data.limit,
+                seed=seed,
+            )
     return EvaluationReport(
-        accuracy=found.accuracy,
-        loss=found.loss,
-        samples=found.samples,
-        sha256=loaded.data.test.sha256,
+        accuracy=None,
+        loss=None,
+        samples=None,
+        sha256=None,
         model=model.model,
-        framework=loaded.model.framework,
-        parameters=parameters(loaded.model.module),
-        bytes=loaded.model.bytes_on_disk,
-        flops=flops(loaded),
+        framework=loaded.framework,
+        parameters=parameters(loaded.module),
+        bytes=loaded.bytes_on_disk,
+        flops=None,
         seconds=watch.seconds["evaluate"],
+        tasks=scores,
         notes=loaded.notes,
-        **perplexities(found, loaded.data.test_bytes),
     )
 
 

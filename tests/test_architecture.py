@@ -52,6 +52,7 @@ ROOMS = {
     ),
     "timm": ("models.timm", "models.imagenet"),
     "datasets": ("data",),
+    "lm_eval": ("evaluation.harness",),
     "typer": ("cli",),
     "rich": ("cli", "report"),
     "matplotlib": ("report",),

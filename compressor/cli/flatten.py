@@ -25,6 +25,17 @@ class Only:
     fields: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Without:
+    """Marks a command's settings that may lack a field, though others require it.
+
+    Args:
+        field: Name of that field; left out, it is the empty string.
+    """
+
+    field: str
+
+
 def add_command(app: typer.Typer, function: Callable[..., None]) -> None:
     """Add ``function`` to ``app`` under its own name, its settings spread over options.
 
@@ -55,7 +66,8 @@ def flatten(function: Callable[..., None]) -> Callable[..., None]:
             flat.append(parameter.replace(annotation=annotation, kind=parameter.KEYWORD_ONLY))
             continue
         grouped[parameter.name] = settings, fields
-        options, defaults = GROUPS[settings].options, _defaults(settings)
+        options = GROUPS[settings].options
+        defaults = _defaults(settings) | _lacking(annotation)
         flat += [
             inspect.Parameter(
                 name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=option
@@ -96,6 +108,12 @@ def _settings_of(annotation: Any) -> tuple[type[BaseModel] | None, tuple[str, ..
     if settings not in GROUPS:
         return None, ()
     return settings, tuple(GROUPS[settings].options) if only is None else only
+
+
+def _lacking(annotation: Any) -> dict[str, Any]:
+    """Return the empty default of each field that a command's settings may lack."""
+    marks = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+    return {mark.field: "" for mark in marks if isinstance(mark, Without)}
 
 
 def _defaults(settings: type[BaseModel]) -> dict[str, Any]:

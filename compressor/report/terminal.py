@@ -25,6 +25,7 @@ from compressor.schema import (
     PlanReport,
     RecoveryFigures,
     Report,
+    TaskFigures,
 )
 
 BLANK = Text()
@@ -164,6 +165,27 @@ def view_measurement(measurement: MeasurementReport) -> RenderableType:
 
 def view_evaluation(evaluation: EvaluationReport) -> RenderableType:
     """Return what `evaluate` shows."""
+    flops = "" if evaluation.flops is None else f", {count(evaluation.flops)} FLOPs a sample"
+    return Group(
+        *([] if evaluation.samples is None else [_found(evaluation)]),
+        *_tasks(evaluation.tasks),
+        *_notes(evaluation.notes),
+        _line("model", f"{evaluation.model} ({evaluation.framework})"),
+        _line(
+            "cost",
+            f"{count(evaluation.parameters)} parameters, {size(evaluation.bytes)} on disk{flops}",
+        ),
+        *(
+            []
+            if evaluation.sha256 is None
+            else [_line("test data", f"sha256 {evaluation.sha256[:16]}…")]
+        ),
+        _line("time", duration(evaluation.seconds)),
+    )
+
+
+def _found(evaluation: EvaluationReport) -> RenderableType:
+    """Return the figures on the test data."""
     found = (
         f"Accuracy {percent(evaluation.accuracy, 2)}"
         if evaluation.accuracy is not None
@@ -172,18 +194,20 @@ def view_evaluation(evaluation: EvaluationReport) -> RenderableType:
     loss = "" if evaluation.loss is None else f", loss {evaluation.loss:.4f} nats"
     if evaluation.perplexity is not None:
         found = f"Perplexity {evaluation.perplexity:.2f}, a{found[1:]}"
-    return Group(
-        Text(f"{found}{loss} on {evaluation.samples:,} test samples.", style="bold"),
-        *_notes(evaluation.notes),
-        _line("model", f"{evaluation.model} ({evaluation.framework})"),
+    return Text(f"{found}{loss} on {evaluation.samples or 0:,} test samples.", style="bold")
+
+
+def _tasks(tasks: Iterable[TaskFigures]) -> list[RenderableType]:
+    """Return one line a task of the harness."""
+    return [
         _line(
-            "cost",
-            f"{count(evaluation.parameters)} parameters, {size(evaluation.bytes)} on disk, "
-            f"{count(evaluation.flops)} FLOPs a sample",
-        ),
-        _line("test data", f"sha256 {evaluation.sha256[:16]}…"),
-        _line("time", duration(evaluation.seconds)),
-    )
+            "lm-eval",
+            f"{task.task}: "
+            + ", ".join(f"{name} {value:.4f}" for name, value in task.metrics.items())
+            + ("" if task.samples is None else f" on {task.samples:,} samples"),
+        )
+        for task in tasks
+    ]
 
 
 def _ranks(layers: Sequence[LayerFigures]) -> RenderableType:
