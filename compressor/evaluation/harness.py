@@ -74,8 +74,8 @@ def run_tasks(
 
     manager, names = _manager(tasks)
     wrapped = HFLM(
-        pretrained=model.module,  # type: ignore[arg-type]  # any module that acts like theirs
-        tokenizer=model.tokenizer,  # type: ignore[arg-type]
+        pretrained=model.module,
+        tokenizer=model.tokenizer,
         backend=model.task,
         batch_size=batch_size or 1,
         max_length=max_length,
