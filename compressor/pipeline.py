@@ -15,13 +15,12 @@ from compressor.checkpoint.save import (
     write_file,
 )
 from compressor.checkpoint.storage import round_to_storage_
-from compressor.data import CALIBRATION, SPLITS, load_data
+from compressor.data import SPLITS, load_data
 from compressor.errors import DataError
 from compressor.evaluation.harness import parse_tasks, run_tasks
 from compressor.evaluation.loop import Evaluation, evaluate, score
 from compressor.figures import (
     Loaded,
-    data_figures,
     doubts,
     example_length,
     flops,
@@ -29,11 +28,9 @@ from compressor.figures import (
     parameters,
     perplexities,
     quality_figures,
-    versions,
 )
 from compressor.forward import Forward
 from compressor.inspection import inspect_model
-from compressor.measuring import measured_layers
 from compressor.methods.budget import Granted, granted, parse_budget
 from compressor.methods.measurement import Measurement, default_device
 from compressor.methods.method import METHODS
@@ -47,7 +44,6 @@ from compressor.result import budget_figures, make_report, save_result
 from compressor.resume import finished_before, kept_results
 from compressor.schema import (
     EvaluationReport,
-    MeasurementReport,
     PlanReport,
     RecoveryFigures,
     Report,
@@ -57,47 +53,6 @@ from compressor.settings import CompressSettings, DataSettings, MethodSettings, 
 from compressor.stages import candidates_of, factorize, measure, plan, probe_inputs
 from compressor.stopwatch import Stopwatch
 from compressor.tokens import TokenForward
-
-
-def measure_model(
-    model: ModelSettings,
-    data: DataSettings,
-    method: MethodSettings,
-    *,
-    seed: int,
-    progress: Progress,
-) -> MeasurementReport:
-    """Measure collapse and rank of every candidate layer.
-
-    A limit bounds the calibration samples too: there is nothing else that it could bound here.
-
-    Raises:
-        CompressorError: As `compress_model`.
-    """
-    watch = Stopwatch()
-    if data.limit is not None:
-        data = data.model_copy(
-            update={"calibration": min(data.calibration or CALIBRATION, data.limit)}
-        )
-    loaded = load_run(model, data, seed, watch, progress)
-    # Collapse needs no gradients, so none are taken whatever the method.
-    forward_only = method.model_copy(update={"method": "whitened", "gradients": False})
-    found = measure_run(loaded, forward_only, seed, watch, progress)
-    assert found.statistics is not None
-    with watch.stage("metrics"):
-        layers = measured_layers(found)
-    return MeasurementReport(
-        model=model.model,
-        framework=loaded.model.framework,
-        seed=seed,
-        data=data_figures(loaded.data),
-        labels="clusters" if found.statistics.clustered else "given",
-        versions=versions(),
-        layers=layers,
-        left_dense=left_dense(found),
-        notes=loaded.notes,
-        seconds=watch.seconds,
-    )
 
 
 def plan_model(
@@ -517,7 +472,6 @@ __all__ = [
     "evaluate_run",
     "inspect_model",
     "load_run",
-    "measure_model",
     "measure_run",
     "plan_model",
 ]

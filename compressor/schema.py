@@ -278,7 +278,29 @@ class Inspection(Strict):
 
 
 class MeasuredLayer(Strict):
-    """Collapse and rank of one candidate layer; ``*_output`` is of its output."""
+    """Collapse and rank of one layer with the matrix W; ``*_output`` is of its output.
+
+    Args:
+        name: Module name.
+        kind: Registered layer kind.
+        shape: Rows (outputs) m and columns (inputs) n of W.
+        full_rank: min(m, n).
+        break_even_rank: Largest rank at which two factors are smaller than the dense matrix.
+        nc1_quotient: tr Σ_W / tr Σ_B.
+        nc1: tr(Σ_W Σ_B⁺)/C.
+        nc1_kept: Between-class directions that ``nc1`` rests on.
+        cdnv: Class-distance normalized variance.
+        tcv: Total cluster variation tr Σ_W.
+        tcv_relative: tr Σ_W / tr Σ_T.
+        nearest_mean_mismatch: Share of samples whose nearest class mean, of rows averaged over the
+            sample, is another class than the one the model predicts (NC4).
+        stable_rank: ‖W‖_F²/‖W‖₂²; ``*_data`` is of W Σ_T^{1/2}.
+        effective_rank: exp H(σ/Σσ).
+        numerical_rank: Singular values above a thousandth of the largest.
+        stationarity: cos(W, −∇L) of the calibration loss in W: 1 at a critical point of the
+            L2-regularized loss. None where it was not asked for.
+        implied_decay: −⟨W, ∇L⟩/‖W‖²: the weight decay at which W would be nearest to one.
+    """
 
     name: str
     kind: str
@@ -294,26 +316,81 @@ class MeasuredLayer(Strict):
     nearest_mean_mismatch: float | None
     nc1_quotient_output: float | None
     nc1_output: float | None
+    nc1_kept_output: int = 0
     cdnv_output: float | None
+    tcv_output: float | None = None
+    tcv_relative_output: float | None = None
+    nearest_mean_mismatch_output: float | None = None
     stable_rank: float
     effective_rank: float
     numerical_rank: int
     stable_rank_data: float | None
     effective_rank_data: float | None
     numerical_rank_data: int | None
+    stationarity: float | None = None
+    implied_decay: float | None = None
 
 
 class MeasurementReport(Strict):
-    """What `measure` prints."""
+    """What `measure` prints.
+
+    Args:
+        accuracy: Share of the calibration samples classified correctly; None without labels, and
+            where tokens are predicted.
+    """
 
     model: str
     framework: str
     seed: int
     data: DataFigures
     labels: Literal["given", "clusters"]
+    accuracy: float | None = None
     versions: dict[str, str]
     layers: tuple[MeasuredLayer, ...]
     left_dense: tuple[DenseLayer, ...]
+    notes: tuple[str, ...] = ()
+    seconds: dict[str, float]
+
+
+class LayerChange(Strict):
+    """One layer that two checkpoints share.
+
+    Args:
+        name: Module name.
+        weight_change: ‖W_B − W_A‖_F/‖W_A‖_F; None where W_A is zero.
+        before: The layer in the first checkpoint.
+        after: The layer in the second.
+    """
+
+    name: str
+    weight_change: float | None
+    before: MeasuredLayer
+    after: MeasuredLayer
+
+
+class ComparisonReport(Strict):
+    """What `compare` prints.
+
+    Args:
+        before: The first checkpoint, and the data; its layers are in ``layers``.
+        after: The second checkpoint, on the same samples.
+        layers: Layers of the same name and shape in both, in the first one's forward order.
+        agreement: Share of the calibration samples on which both predict alike; None where tokens
+            are predicted.
+        kl: Mean KL(first ‖ second) there, in nats.
+        only_before: Layers that only the first has.
+        only_after: Layers that only the second has.
+        notes: What a person should know.
+        seconds: Time of each stage.
+    """
+
+    before: MeasurementReport
+    after: MeasurementReport
+    layers: tuple[LayerChange, ...]
+    agreement: float | None
+    kl: float | None
+    only_before: tuple[str, ...] = ()
+    only_after: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     seconds: dict[str, float]
 

@@ -31,7 +31,7 @@ FLOORS = (
     ("models", "data", "checkpoint", "evaluation", "hf"),
     ("stages", "inspection", "measuring", "saving", "figures"),
     ("report",),
-    ("result", "resume", "pipeline", "api"),
+    ("result", "resume", "pipeline", "comparing", "api"),
     ("sweep",),
     ("demo", "cli", "__main__"),
     ("",),

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from compressor.cli.compare import compare
 from compressor.cli.compress import compress
 from compressor.cli.demo import demo
 from compressor.cli.evaluate import evaluate
@@ -36,7 +37,19 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=examples_text(("compressor demo", "compressor compress --help")),
 )
-for command in (compress, inspect, measure, plan, evaluate, sweep, report, export, verify, demo):
+for command in (
+    compress,
+    inspect,
+    measure,
+    compare,
+    plan,
+    evaluate,
+    sweep,
+    report,
+    export,
+    verify,
+    demo,
+):
     add_command(app, command)
 
 

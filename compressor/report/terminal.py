@@ -6,16 +6,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from compressor.report.figures import count, duration, figure, nats, percent, shorten, size
 from compressor.report.layer_table import LayerTable, plain_table
+from compressor.report.lines import data_lines, line, notes
 from compressor.report.verdict import guidance, summary, verdict
 from compressor.schema import (
     BudgetFigures,
     Choice,
-    DataFigures,
     DenseLayer,
     EvaluationReport,
     Inspection,
@@ -44,15 +43,15 @@ def view_report(report: Report) -> RenderableType:
         BLANK,
         _before_and_after(report.dense, report.compressed, report.recovery),
         BLANK,
-        *_data(report.data),
+        *data_lines(report.data),
         *_budgets(report.budgets),
         *([Text(guided)] if guided else []),
-        *([_line("recovery", _recovery(report.recovery))] if report.recovery else []),
+        *([line("recovery", _recovery(report.recovery))] if report.recovery else []),
         *_left_dense(report.left_dense),
-        *_notes(note for note in report.notes if note not in report.data.notes),
-        _line("time", duration(sum(report.seconds.values()))),
-        _line("checkpoint", report.out),
-        _line("report", f"{report.out}/report.json"),
+        *notes(note for note in report.notes if note not in report.data.notes),
+        line("time", duration(sum(report.seconds.values()))),
+        line("checkpoint", report.out),
+        line("report", f"{report.out}/report.json"),
     )
 
 
@@ -70,8 +69,8 @@ def view_plan(plan: PlanReport) -> RenderableType:
         *([_choices(plan.selection)] if plan.selection else []),
         *_budgets(plan.budgets),
         *_left_dense(plan.left_dense),
-        *_notes(plan.notes),
-        *([_line("plan", plan.path)] if plan.path else []),
+        *notes(plan.notes),
+        *([line("plan", plan.path)] if plan.path else []),
     )
 
 
@@ -114,11 +113,9 @@ def view_inspection(inspection: Inspection, limit: int | None = None) -> Rendera
         *([Text(f"and {hidden} more layers (--limit)")] if hidden else []),
         BLANK,
         *_left_dense(inspection.left_dense),
-        _line("model", f"{inspection.model} ({inspection.framework})"),
-        _line("input", inspection.input or "unknown"),
-        _line(
-            "cost", f"{count(inspection.flops)} FLOPs a sample, {size(inspection.bytes)} on disk"
-        ),
+        line("model", f"{inspection.model} ({inspection.framework})"),
+        line("input", inspection.input or "unknown"),
+        line("cost", f"{count(inspection.flops)} FLOPs a sample, {size(inspection.bytes)} on disk"),
     )
 
 
@@ -156,10 +153,10 @@ def view_measurement(measurement: MeasurementReport) -> RenderableType:
             style="dim",
         ),
         BLANK,
-        *_data(measurement.data),
+        *data_lines(measurement.data),
         *_left_dense(measurement.left_dense),
-        *_notes(note for note in measurement.notes if note not in measurement.data.notes),
-        _line("time", duration(sum(measurement.seconds.values()))),
+        *notes(note for note in measurement.notes if note not in measurement.data.notes),
+        line("time", duration(sum(measurement.seconds.values()))),
     )
 
 
@@ -169,18 +166,18 @@ def view_evaluation(evaluation: EvaluationReport) -> RenderableType:
     return Group(
         *([] if evaluation.samples is None else [_found(evaluation)]),
         *_tasks(evaluation.tasks),
-        *_notes(evaluation.notes),
-        _line("model", f"{evaluation.model} ({evaluation.framework})"),
-        _line(
+        *notes(evaluation.notes),
+        line("model", f"{evaluation.model} ({evaluation.framework})"),
+        line(
             "cost",
             f"{count(evaluation.parameters)} parameters, {size(evaluation.bytes)} on disk{flops}",
         ),
         *(
             []
             if evaluation.sha256 is None
-            else [_line("test data", f"sha256 {evaluation.sha256[:16]}…")]
+            else [line("test data", f"sha256 {evaluation.sha256[:16]}…")]
         ),
-        _line("time", duration(evaluation.seconds)),
+        line("time", duration(evaluation.seconds)),
     )
 
 
@@ -200,7 +197,7 @@ def _found(evaluation: EvaluationReport) -> RenderableType:
 def _tasks(tasks: Iterable[TaskFigures]) -> list[RenderableType]:
     """Return one line a task of the harness."""
     return [
-        _line(
+        line(
             "lm-eval",
             f"{task.task}: "
             + ", ".join(f"{name} {value:.4f}" for name, value in task.metrics.items())
@@ -293,17 +290,9 @@ def _choices(choices: Iterable[Choice]) -> RenderableType:
     return table
 
 
-def _data(data: DataFigures) -> list[RenderableType]:
-    samples = (
-        f"{data.calibration.samples:,} calibration, {data.selection.samples:,} selection, "
-        f"{data.test.samples:,} test samples in {data.classes} classes"
-    )
-    return [_line("data", f"{data.reference}: {samples}"), *_notes(data.notes)]
-
-
 def _budgets(budgets: Iterable[BudgetFigures]) -> list[RenderableType]:
     return [
-        _line(
+        line(
             "budget",
             f"{found.budget}: {found.reached} of {found.limit} allowed"
             f"{'' if found.met else ', not met'}; dense {found.dense}",
@@ -316,25 +305,12 @@ def _left_dense(layers: Iterable[DenseLayer]) -> list[RenderableType]:
     names: dict[str, list[str]] = defaultdict(list)
     for layer in layers:
         names[layer.reason].append(layer.name)
-    return [_line("left dense", f"{reason}: {_few(members)}") for reason, members in names.items()]
+    return [line("left dense", f"{reason}: {_few(members)}") for reason, members in names.items()]
 
 
 def _few(names: Sequence[str], shown: int = 2) -> str:
     listed = ", ".join(shorten(name, 40) for name in names[:shown])
     return listed + (f" and {len(names) - shown} more" if len(names) > shown else "")
-
-
-def _notes(notes: Iterable[str]) -> list[RenderableType]:
-    return [_line("note", note) for note in notes]
-
-
-def _line(label: str, value: str) -> RenderableType:
-    """Return a labelled line whose continuation lines stand under the value."""
-    grid = Table.grid(padding=(0, 1))
-    grid.add_column(width=11, no_wrap=True, style="dim")
-    grid.add_column(overflow="fold")
-    grid.add_row(Text(label), Text(value))
-    return grid
 
 
 def _cells(*values: str) -> list[Text]:

@@ -8,6 +8,7 @@ from compressor.cli import main
 from compressor.demo import MODEL
 from compressor.report.html import report_page
 from compressor.schema import (
+    ComparisonReport,
     EvaluationReport,
     ExportReport,
     Inspection,
@@ -60,6 +61,37 @@ def test_measure(capsys):
     assert measured.data.calibration.samples == 120
     quotients = {layer.name: layer.nc1_quotient for layer in measured.layers}
     assert quotients["blocks.5.mlp.fc2"] < quotients["blocks.0.mlp.fc2"]
+
+
+def test_a_compressed_checkpoint_is_compared_with_the_dense_one(compressed, tmp_path, capsys):
+    files = [f"{tmp_path}/moved.csv", f"{tmp_path}/moved.svg"]
+    words = ["compare", VIT, str(compressed), *DIGITS, "--include", "blocks.[45].*", "--json"]
+    words += ["--csv", files[0], "--plot", files[1]]
+    assert main([*words, "--stationarity"]) == 0
+    found = ComparisonReport.model_validate(printed(capsys))
+    ranks = Report.model_validate_json((compressed / "report.json").read_text()).layers
+    kept = {layer.name: layer.rank for layer in ranks if layer.rank < layer.full_rank}
+    changed = {layer.name: layer for layer in found.layers}
+    assert kept.keys() <= changed.keys()
+    for name, rank in kept.items():  # measured as the product of its factors
+        assert changed[name].after.numerical_rank <= rank < changed[name].before.full_rank
+        assert 0 < changed[name].weight_change < 1
+    assert all(-1 <= layer.before.stationarity <= 1 for layer in found.layers)
+    assert found.before.accuracy > 0.9
+    assert 0.5 < found.agreement <= 1
+    assert not found.only_before
+    header, *lines = (tmp_path / "moved.csv").read_text().splitlines()
+    assert header.startswith("name,weight_change,nc1_quotient_before")
+    assert len(lines) == len(found.layers)
+    assert "<svg" in (tmp_path / "moved.svg").read_text()
+    assert main(words) == 2
+    assert "--overwrite" in capsys.readouterr().err
+
+
+def test_checkpoints_of_other_architectures_are_not_compared(trained_cnn, capsys):
+    words = [*DIGITS, "--checkpoint", str(trained_cnn.model[2])]
+    assert main(["compare", trained_cnn.model[0], VIT, *words]) == 2
+    assert "share no layer" in capsys.readouterr().err
 
 
 def test_plan_is_written_and_not_overwritten(tmp_path, capsys):

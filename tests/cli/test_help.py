@@ -26,6 +26,7 @@ def test_all_commands_are_there():
         "compress",
         "inspect",
         "measure",
+        "compare",
         "plan",
         "evaluate",
         "sweep",
