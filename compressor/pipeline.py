@@ -12,6 +12,7 @@ from compressor.cache import Cache, Tensors
 from compressor.checkpoint.save import (
     refuse_existing,
     refuse_existing_file,
+    refuse_inputs,
     write_file,
 )
 from compressor.checkpoint.storage import round_to_storage_
@@ -72,6 +73,7 @@ def plan_model(
         CompressorError: As `compress_model`.
     """
     if out is not None:
+        refuse_inputs(out, _inputs(model, data))
         refuse_existing_file(out, overwrite=overwrite)
     _check_names(method)
     watch = Stopwatch()
@@ -116,6 +118,7 @@ def compress_model(settings: CompressSettings, *, progress: Progress) -> Report:
         BudgetError: If a budget cannot be reached.
         CheckpointError: If the result cannot be written.
     """
+    refuse_inputs(settings.out, _inputs(settings.model, settings.data, settings.plan))
     done = finished_before(settings)
     if done is not None:
         progress.note(f"{settings.out} was finished before by this command; nothing is to be done.")
@@ -128,8 +131,7 @@ def compress_model(settings: CompressSettings, *, progress: Progress) -> Report:
         method = method.model_copy(
             update={"method": given.method, "gradients": given.gradients, "budget": given.budget}
         )
-    else:
-        _check_names(method)
+    _check_names(method)
     watch = Stopwatch()
     loaded = load_run(settings.model, settings.data, seed, watch, progress)
     subject = subject_run(loaded, method)
@@ -281,6 +283,13 @@ def _evaluated(
         tasks=scores,
         notes=loaded.notes,
     )
+
+
+def _inputs(
+    model: ModelSettings, data: DataSettings, plan: Path | None = None
+) -> tuple[str | Path | None, ...]:
+    """Return everything that a run reads, as it was named."""
+    return model.model, model.checkpoint, model.factory, data.data, data.test_data, plan
 
 
 def _check_names(method: MethodSettings) -> None:

@@ -23,6 +23,7 @@ from compressor.layers.candidates import Candidates, find_candidates
 from compressor.methods.budget import granted, parse_budget
 from compressor.methods.measurement import Measurement, default_device, hold_out
 from compressor.methods.method import METHODS
+from compressor.methods.output_error import check_output_errors
 from compressor.methods.plan import Plan, check_against, planned_layers
 from compressor.methods.subject import Subject
 from compressor.progress import SILENT, Progress
@@ -321,7 +322,8 @@ def factorize(
 
     Raises:
         UsageError: If the plan has no measurement, or does not fit the model.
-        LayerError: If a layer cannot be decomposed.
+        LayerError: If a layer cannot be decomposed, or its outputs on calibration data are off by
+            much more than was predicted.
     """
     measurement = measurement or plan.measurement
     if measurement is None:
@@ -331,7 +333,9 @@ def factorize(
     if measurement.model is not model:
         raise UsageError("The plan was made for another model object; measure this one.")
     check_against(plan, measurement.candidates)
-    return measurement.factorized(plan.ranks, plan.recipe, progress=progress)[0]
+    compressed = measurement.factorized(plan.ranks, plan.recipe, progress=progress)[0]
+    check_output_errors(measurement, compressed, plan.recipe)
+    return compressed
 
 
 def probe_inputs(batches: Batches, device: torch.device) -> Inputs:

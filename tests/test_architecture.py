@@ -50,7 +50,7 @@ ROOMS = {
         "data",
         "hf",
     ),
-    "timm": ("models.timm", "models.imagenet"),
+    "timm": ("models.timm", "models.timm_build", "models.imagenet"),
     "datasets": ("data",),
     "lm_eval": ("evaluation.harness",),
     "typer": ("cli",),

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from compressor.checkpoint.probe import Probe
 from compressor.errors import CheckpointError
 from compressor.jsonfile import read_object, validated
-from compressor.models.weights import hash_files
+from compressor.models.weights import hash_files, is_plain_name
 
 NAME = "integrity.json"
 DOCUMENTS = ("README.md", "report.html", ".gitattributes", ".gitignore")
@@ -82,13 +82,3 @@ def read_integrity(directory: Path) -> Integrity | None:
 def record_of(path: Path) -> FileRecord:
     """Return size and hash of a file."""
     return FileRecord(bytes=path.stat().st_size, sha256=hash_files([path]))
-
-
-def is_plain_name(name: object) -> bool:
-    """Return whether ``name`` names a file directly in a directory, here and on Windows."""
-    return (
-        isinstance(name, str)
-        and name not in ("", ".", "..")
-        and len(name) <= 255
-        and not any(character in name for character in "/\\:\0")
-    )

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -17,9 +15,30 @@ from compressor.checkpoint.format import LowRankConfig, find_lowrank, read_confi
 from compressor.checkpoint.integrity import write_integrity
 from compressor.checkpoint.probe import take_probe
 from compressor.checkpoint.storage import cast_state
+from compressor.checkpoint.whole import (
+    explained,
+    flush,
+    move_into_place,
+    open_to_others,
+    remove_leftovers,
+    sibling,
+    write_file,
+    written_whole,
+)
 from compressor.errors import CheckpointError, OutputExistsError
 from compressor.forward import Inputs
 from compressor.models.source import MODEL_SOURCES, LoadedModel
+
+__all__ = [
+    "refuse_existing",
+    "refuse_existing_file",
+    "refuse_existing_output",
+    "refuse_inputs",
+    "remove_leftovers",
+    "save_directory",
+    "write_file",
+    "written_whole",
+]
 
 ExtraFiles = Mapping[str, str] | Callable[[int], Mapping[str, str]]
 
@@ -67,10 +86,10 @@ def save_directory(
     source = MODEL_SOURCES.get(model.framework)
     state = cast_state(model.module, model.storage_dtypes)
     probe = take_probe(model, example)
-    with _explained(directory):
+    with explained(directory):
         directory.parent.mkdir(parents=True, exist_ok=True)
         _refuse_full_disk(directory.parent, state, model)
-        with _sibling(directory) as temporary:
+        with sibling(directory) as temporary:
             source.write_weights(model, temporary, state, max_shard_size=max_shard_size)
             source.write_architecture(model, temporary, _stamped(lowrank, model.framework))
             size = _weight_bytes(temporary)
@@ -78,10 +97,10 @@ def save_directory(
             for name, text in (texts or {}).items():
                 (temporary / name).write_text(text, encoding="utf-8")
             write_integrity(temporary, probe)
-            _open_to_others(temporary)
-            _flush(temporary)
-            _move_into_place(temporary, directory)
-    return _weight_bytes(directory)
+            open_to_others(temporary)
+            flush(temporary)
+            move_into_place(temporary, directory, overwrite=overwrite)
+    return size
 
 
 def _weight_bytes(directory: Path) -> int:
@@ -137,19 +156,6 @@ def _refuse_unwritable(path: Path) -> None:
         )
 
 
-def remove_leftovers(directory: Path) -> None:
-    """Remove what killed processes left beside ``directory`` while they were writing it.
-
-    Call it only where no other process writes there.
-    """
-    mark = re.compile(rf"\.{re.escape(directory.name)}\.[a-z0-9_]{{8}}")  # as tempfile names them
-    if not directory.parent.is_dir():
-        return
-    for path in directory.parent.iterdir():
-        if mark.fullmatch(path.name) and path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-
-
 def refuse_existing_file(path: Path, *, overwrite: bool) -> None:
     """Refuse a file to be written that exists, unless it is to be overwritten.
 
@@ -190,34 +196,27 @@ def refuse_existing_output(path: Path, *, directory: bool, overwrite: bool) -> N
         _refuse_unwritable(path)
 
 
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a path to write a file or directory at; it moves to ``path`` when all went well.
+def refuse_inputs(out: Path, inputs: Iterable[str | os.PathLike[str] | None]) -> None:
+    """Refuse an output that is an input of the same run, or lies around one: inputs never change.
+
+    Args:
+        out: What would be written or replaced.
+        inputs: What the run reads; references that are no paths, and None, do not matter.
 
     Raises:
-        CheckpointError: If there is no space, no permission, or the disk fails.
+        OutputExistsError: If an input would be replaced.
     """
-    with _explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _sibling(path) as temporary:
-            written = temporary / path.name
-            yield written
-            if written.is_dir():
-                _flush(written)
-                _move_into_place(written, path)
-            else:
-                _flush(temporary)
-                written.replace(path)
-
-
-def write_file(path: Path, text: str) -> None:
-    """Write a text file whole or not at all, making the directories above it.
-
-    Raises:
-        CheckpointError: If there is no space, no permission, or the disk fails.
-    """
-    with written_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    target = os.path.realpath(out)
+    for given in inputs:
+        if given is None:
+            continue
+        path = str(given).rpartition(":")[0] if ".py:" in str(given) else given
+        source = os.path.realpath(path)
+        if os.path.exists(source) and (source == target or source.startswith(target + os.sep)):
+            raise OutputExistsError(
+                f"{out} is, or holds, {given}, which this run reads. Inputs are never changed: "
+                "choose another --out."
+            )
 
 
 def _is_ours(directory: Path) -> bool:
@@ -237,67 +236,3 @@ def _refuse_full_disk(parent: Path, state: Mapping[str, Tensor], model: LoadedMo
             f"No space in {parent}: {needed:,} bytes are needed, {free:,} are free. Make room, or "
             "choose an --out elsewhere."
         )
-
-
-@contextlib.contextmanager
-def _explained(directory: Path) -> Iterator[None]:
-    """Turn what a failing disk raises into one error that names the directory."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"Cannot write {directory}: {error}. Nothing was left there; check space and "
-            "permissions, or choose another --out."
-        ) from error
-
-
-@contextlib.contextmanager
-def _sibling(directory: Path) -> Iterator[Path]:
-    """Make a temporary directory beside ``directory``, and remove it if it is still there."""
-    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
-        os.chmod(temporary, 0o777 & ~_umask())  # mkdtemp lets only the owner in
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _open_to_others(directory: Path) -> None:
-    """Give every file the permissions that a new file gets; some writers let only the owner in."""
-    for path in directory.iterdir():
-        path.chmod(0o666 & ~_umask())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _flush(directory: Path) -> None:
-    """Force every file of ``directory`` to the disk, where writing errors would show at last."""
-    for path in (*directory.iterdir(), directory):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def _move_into_place(temporary: Path, directory: Path) -> None:
-    """Rename ``temporary`` to ``directory``; an old one steps aside and returns on failure."""
-    if not directory.exists():
-        temporary.rename(directory)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}.old.", dir=directory.parent))
-    old = aside / directory.name
-    directory.rename(old)
-    try:
-        temporary.rename(directory)
-    except OSError:
-        old.rename(directory)
-        raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

@@ -15,16 +15,18 @@ import typer
 from compressor.cli.compare import compare
 from compressor.cli.compress import compress
 from compressor.cli.demo import demo
+from compressor.cli.endings import OUT_OF_MEMORY, EndedBySignal, ended_by_signals, is_out_of_memory
 from compressor.cli.evaluate import evaluate
 from compressor.cli.export import export
 from compressor.cli.flatten import add_command, examples_text
 from compressor.cli.inspect import inspect
 from compressor.cli.measure import measure
 from compressor.cli.plan import plan
+from compressor.cli.progress import printable
 from compressor.cli.report import report
 from compressor.cli.sweep import sweep
 from compressor.cli.verify import verify
-from compressor.errors import CompressorError
+from compressor.errors import CompressorError, UsageError
 
 INTERRUPTED = 130
 ISSUES = "Please report it with the command and the output of COMPRESSOR_DEBUG=1."
@@ -83,33 +85,63 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0 when all went well, 1 after a failure, 2 when the call itself is wrong, 3 when a budget
-        cannot be met, 130 after an interrupt.
+        cannot be met, 130 after an interrupt, 143 after SIGTERM.
     """
     debug = os.environ.get("COMPRESSOR_DEBUG") == "1"
+    words = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        code = app(
-            args=None if arguments is None else list(arguments),
-            prog_name="compressor",
-            standalone_mode=False,
-        )
-    except CompressorError as error:
-        return _fail(str(error), code=error.exit_code, debug=debug)
-    except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
-    except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        return _fail(f"{error.strerror or error}{where}", code=1, debug=debug)
-    except Exception as error:
-        if _is_call_error(error):
-            return _fail_call(error)
-        message = " ".join(str(error).split()) or "no message"
-        return _fail(f"unexpected {type(error).__name__}: {message} {ISSUES}", code=1, debug=debug)
+        with ended_by_signals():
+            _refuse_other_encodings(words)
+            code = app(args=words, prog_name="compressor", standalone_mode=False)
+    except (Exception, KeyboardInterrupt, EndedBySignal) as error:
+        return _failed(error, debug=debug)
     if code == INTERRUPTED:
         return _fail("interrupted", code=INTERRUPTED, debug=False)
     return code if isinstance(code, int) else 0
 
 
-def _is_call_error(error: Exception) -> bool:
+def _failed(error: BaseException, *, debug: bool) -> int:
+    """Print what ended the program, and return its exit code."""
+    if _is_call_error(error):
+        return _fail_call(error)
+    code = 1
+    if isinstance(error, CompressorError):
+        message, code = str(error), error.exit_code
+    elif isinstance(error, EndedBySignal):
+        message, code, debug = f"ended by {error.name}", 128 + error.number, False
+    elif isinstance(error, (KeyboardInterrupt, typer.Abort)):
+        message, code, debug = "interrupted", INTERRUPTED, False
+    elif is_out_of_memory(error):
+        message = f"{OUT_OF_MEMORY} ({_one_line(error)})"
+    elif isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        message = f"{error.strerror or error}{where}"
+    else:
+        message = f"unexpected {type(error).__name__}: {_one_line(error)} {ISSUES}"
+    return _fail(message, code=code, debug=debug)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or "no message"
+
+
+def _refuse_other_encodings(words: Sequence[str]) -> None:
+    """Refuse words that were no UTF-8: Python holds their bytes as halves of surrogate pairs.
+
+    Raises:
+        UsageError: Naming the word.
+    """
+    for word in words:
+        try:
+            word.encode("utf-8")
+        except UnicodeEncodeError:
+            raise UsageError(
+                f"{word} is no text in UTF-8, as reports are. Rename the file, or make a link to "
+                "it whose name is."
+            ) from None
+
+
+def _is_call_error(error: BaseException) -> bool:
     """Return whether the words of the command line could not be read.
 
     typer's base of these errors has moved between its releases (click's own, then a private
@@ -138,5 +170,5 @@ def _fail_call(error: Any) -> int:
 def _fail(message: str, *, code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"error: {message}", file=sys.stderr)  # noqa: T201
+    print(f"error: {printable(message)}", file=sys.stderr)  # noqa: T201
     return code

@@ -203,7 +203,7 @@ Blockwise = Annotated[
 ]
 
 Json = Annotated[bool, _option("Run", "--json", help="Print JSON and nothing else on stdout.")]
-Seed = Annotated[int, _option("Run", min=0, help="Seed of every draw.")]
+Seed = Annotated[int, _option("Run", min=0, max=2**32 - 1, help="Seed of every draw.")]
 Quiet = Annotated[bool, _option("Run", "--quiet", "-q", help="Print nothing but the result.")]
 Overwrite = Annotated[
     bool, _option("Run", "--overwrite", help="Replace what lies where the output goes.")

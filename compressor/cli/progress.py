@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
@@ -76,4 +77,22 @@ class TerminalProgress:
 
     def note(self, message: str) -> None:
         """Print the message on a line of its own."""
-        self._console.print(message, markup=False, highlight=False)
+        self._console.print(printable(message), markup=False, highlight=False)
+
+
+def printable(message: str) -> str:
+    """Return a message on one line, its control characters spelled out.
+
+    Names in it may come from a stranger's file, and a terminal obeys what stands in them. What the
+    terminal's encoding lacks (half of a surrogate pair, in a name that is no UTF-8) is spelled out.
+    """
+    plain = "".join(
+        character
+        if character.isprintable()
+        else " "
+        if character in "\n\t"
+        else repr(character)[1:-1]
+        for character in message
+    )
+    encoding = sys.stderr.encoding or "utf-8"
+    return plain.encode(encoding, "backslashreplace").decode(encoding)

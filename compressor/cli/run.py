@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from rich.console import Console, RenderableType
 
 from compressor.cli.options import RunSettings
-from compressor.cli.progress import TerminalProgress
+from compressor.cli.progress import TerminalProgress, printable
 from compressor.errors import BudgetError
 from compressor.progress import SILENT, Progress
 
@@ -107,4 +107,4 @@ def _libraries_quiet() -> Iterator[None]:
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    sys.stderr.write(f"warning: {message}\n")
+    sys.stderr.write(f"warning: {printable(str(message))}\n")

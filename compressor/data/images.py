@@ -62,6 +62,11 @@ def _class_folders(root: Path) -> RawSplit:
     files: list[Path] = []
     labels: list[str] = []
     for folder in folders:
+        if not folder.name.isprintable():
+            raise DataError(
+                f"{folder.name!r} in {root} is no name of a class that a report could show: it is "
+                "not UTF-8, or holds control characters. Rename the folder."
+            )
         found = sorted(path for path in folder.rglob("*") if _is_image(path))
         files += found
         labels += [folder.name] * len(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +38,8 @@ class Drawn:
     def where(self, index: int) -> str:
         """Return what to call a sample in messages."""
         sample = self.raw.samples[index]
-        if isinstance(sample, Path):
-            return str(sample)
+        if isinstance(sample, Path):  # its name need be no UTF-8, but the report is
+            return os.fsencode(sample).decode("utf-8", "backslashreplace")
         return f"row {index}" if self.draw.origin == "all" else f"{self.draw.origin} row {index}"
 
     def raw_labels(self, indices: Sequence[int]) -> list[str | int | None]:

@@ -96,14 +96,18 @@ def kind_of(module: nn.Module) -> LayerKind | None:
 
 
 def computed_weight(module: nn.Module) -> str | None:
-    """Return a reason where ``weight`` is no parameter of ``module``, or None.
+    """Return a reason where ``module`` computes more than its weight and bias say, or None.
 
-    Parametrizations compute it at each access, the older weight_norm and spectral_norm at each
-    call.
+    Parametrizations compute the weight at each access, the older weight_norm and spectral_norm at
+    each call. A hook may change inputs or outputs, and would be lost with the module.
     """
-    if isinstance(module._parameters.get("weight"), nn.Parameter):
-        return None
-    return "its weight is parametrized: it is computed anew from other tensors"
+    if not isinstance(module._parameters.get("weight"), nn.Parameter):
+        return "its weight is parametrized: it is computed anew from other tensors"
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "it carries a forward hook, which would be lost"
+    if "forward" in vars(module):
+        return "its forward was replaced on the object, which would be lost"
+    return None
 
 
 def product(up: Tensor, down: Tensor) -> Tensor:

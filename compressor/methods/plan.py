@@ -59,7 +59,7 @@ class Plan(BaseModel):
     method: str
     budget: tuple[str, ...] = ()
     recipe: Recipe
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     gradients: bool = True
     layers: dict[str, PlannedLayer]
     selection: tuple[Choice, ...] = ()

@@ -119,7 +119,7 @@ def resolve_device(name: str) -> torch.device:
 
 def _unknown(reference: str) -> str:
     """Return the message for a reference that no source recognises."""
-    from compressor.models.timm import nearest_architecture
+    from compressor.models.timm_build import nearest_architecture
 
     nearest = nearest_architecture(reference)
     hint = f" Did you mean {nearest!r}?" if nearest else ""

@@ -53,7 +53,7 @@ def auto_class(config: PretrainedConfig, reference: str) -> Any:
     """
     import transformers
 
-    names = list(config.architectures or ())
+    names = [name for name in config.architectures or () if isinstance(name, str)]
     for name in names:
         task = task_of(name)
         if task == "seq2seq" and not config.is_encoder_decoder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compressor.errors import ModelError
 from compressor.models.quiet import quiet
 from compressor.models.source import ImageTransform, ModelOptions
 
@@ -38,13 +39,24 @@ def image_transform(
 ) -> ImageTransform | None:
     """Return the preprocessing that preprocessor_config.json describes, with overrides."""
     path = directory / "preprocessor_config.json" if directory else None
-    processor: dict[str, Any] = {}
     if path and path.is_file():
         from transformers import AutoImageProcessor
 
-        with quiet():
-            loaded = AutoImageProcessor.from_pretrained(path.parent)  # type: ignore[no-untyped-call]
-            processor = loaded.to_dict()
+        try:
+            with quiet():
+                loaded = AutoImageProcessor.from_pretrained(path.parent)  # type: ignore[no-untyped-call]
+            return _read(loaded.to_dict(), size, options)
+        except Exception as error:  # a processor checks its values only where it first uses them
+            raise ModelError(
+                f"{path} describes no preprocessing: {type(error).__name__}: {error}"
+            ) from error
+    return _read({}, size, options)
+
+
+def _read(
+    processor: dict[str, Any], size: tuple[int, int, int] | None, options: ModelOptions
+) -> ImageTransform | None:
+    """Return the preprocessing that a processor's values describe, with overrides."""
     mean = options.mean or _floats(processor.get("image_mean"))
     std = options.std or _floats(processor.get("image_std"))
     resized = processor.get("size") or {}

@@ -44,6 +44,8 @@ def load_exactly(
         else:
             _refuse_names(own, state, where)
     for key, tensor in own.items():
+        if state[key].is_meta and not tensor.is_meta:
+            raise ModelError(f"{where}: {key} has a shape but no values. Save it again.")
         if tensor.shape != state[key].shape:
             raise ModelError(shape_mismatch(where, key, tensor.shape, state[key].shape))
     module.load_state_dict(dict(state), strict=True)

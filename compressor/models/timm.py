@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +14,12 @@ from torch import Tensor, nn
 from compressor.checkpoint.format import find_lowrank, read_config
 from compressor.errors import ModelError
 from compressor.layers.surgery import install_skeletons
+from compressor.models.bounded import DENSE_OVER_STORED, bounded, refuse_absurd
 from compressor.models.hub import is_hub_id, snapshot
 from compressor.models.imagenet import imagenet_synsets
 from compressor.models.loading import load_exactly
 from compressor.models.source import MODEL_SOURCES, ImageTransform, LoadedModel, ModelOptions
+from compressor.models.timm_build import create, known_architecture
 from compressor.models.timm_config import as_dict, classifier_names, label_names, pretrained_cfg
 from compressor.models.weights import (
     PLAIN_FLOATS,
@@ -152,7 +153,7 @@ class TimmSource:
         saved = find_lowrank(config, where=str(directory / "config.json"))
         files = find_weight_files(directory)
         header = read_header(files)
-        module = _build(str(directory), config, options, {})
+        module = _build(str(directory), config, options, {}, stored=header)
         if saved is not None:
             install_skeletons(module, saved.lowrank.layers)
         load_exactly(module, read_state_dicts(files), where=str(directory))
@@ -164,14 +165,6 @@ class TimmSource:
             storage_dtypes=floating_dtypes(header),
             files=files,
         )
-
-
-def nearest_architecture(name: str) -> str | None:
-    """Return the timm architecture whose name is nearest to ``name``, if any is near."""
-    import timm
-
-    nearest = difflib.get_close_matches(name, timm.list_models(), n=1, cutoff=0.6)
-    return nearest[0] if nearest else None
 
 
 def _locate(reference: str, *, weights: bool) -> tuple[Path | None, dict[str, object]]:
@@ -224,17 +217,30 @@ def _build(
     config: Mapping[str, object],
     options: ModelOptions,
     header: Mapping[str, TensorHeader],
+    *,
+    stored: Mapping[str, TensorHeader] | None = None,
 ) -> nn.Module:
-    """Build the architecture without weights, as wide as the checkpoint's classifier."""
-    import timm
+    """Build the architecture without weights, as wide as the checkpoint's classifier.
+
+    Args:
+        reference: What the user wrote.
+        config: Parsed config.json; empty where the reference names the architecture.
+        options: Overrides.
+        header: Tensors of a dense checkpoint, whose classifier tells the number of classes.
+        stored: Tensors of a factorized one, which the model is to be in proportion to.
+
+    Raises:
+        ModelError: If timm cannot build it, or the config asks for what the weights do not hold.
+    """
     from timm.models import PretrainedCfg
 
     arguments: dict[str, Any] = {}
     name = reference
     if config:
-        stored = config.get("model_args")
-        arguments |= stored if isinstance(stored, dict) else {}
-        name = str(config["architecture"])
+        refuse_absurd(config, f"{reference}/config.json")
+        recorded = config.get("model_args")
+        arguments |= recorded if isinstance(recorded, dict) else {}
+        name = known_architecture(config, arguments, reference)
         cfg = {**as_dict(config.get("pretrained_cfg")), "architecture": name}
         cfg.setdefault("num_classes", config.get("num_classes"))
         if "label_names" in config:
@@ -247,14 +253,14 @@ def _build(
         arguments.setdefault("num_classes", overlay.get("num_classes"))
     if options.input_size is not None:
         arguments |= _size_arguments(name, options.input_size)
+    if config:
+        ratio = DENSE_OVER_STORED if stored else 2
+        with bounded(stored or header, reference, ratio=ratio), torch.device("meta"):
+            create(name, arguments, reference)
     classes = options.num_classes or _classes_in(name, arguments, header)
     if classes is not None:
         arguments["num_classes"] = classes
-    try:
-        module: nn.Module = timm.create_model(name, pretrained=False, **arguments)
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        raise ModelError(f"{reference}: timm cannot build {name}: {error}") from error
-    return module
+    return create(name, arguments, reference)
 
 
 def _size_arguments(name: str, size: tuple[int, int, int]) -> dict[str, Any]:
@@ -279,10 +285,8 @@ def _classes_in(
     """
     if not header:
         return None
-    import timm
-
     with torch.device("meta"):
-        module = timm.create_model(name, pretrained=False, **arguments)
+        module = create(name, arguments, name)
     names = list(module.state_dict())
     for head in classifier_names(module):
         key = f"{head}.weight"

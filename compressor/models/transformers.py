@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from compressor.checkpoint.format import find_lowrank, read_config
-from compressor.errors import ModelError
+from compressor.errors import CompressorError, ModelError
 from compressor.models.architectures import auto_class, task_of
+from compressor.models.bounded import DENSE_OVER_STORED, bounded, refuse_absurd
 from compressor.models.hub import is_hub_id, snapshot
 from compressor.models.image_processor import config_input_size, image_transform
 from compressor.models.loading import shape_mismatch
@@ -24,6 +25,7 @@ from compressor.models.source import MODEL_SOURCES, LoadedModel, ModelOptions
 from compressor.models.transformers_names import in_memory_dtypes
 from compressor.models.weights import (
     PLAIN_FLOATS,
+    TensorHeader,
     find_weight_files,
     floating_dtypes,
     hash_files,
@@ -53,6 +55,10 @@ CARRIED = (
 """Files beside the weights that loading a saved directory needs."""
 
 
+TIED_OVER_STORED = 3
+"""Parameters of a model, tied ones counted twice, for each stored one; with room to spare."""
+
+
 class TransformersSource:
     """Loads what ``from_pretrained`` loads, in float32, and writes what it will load again."""
 
@@ -79,6 +85,7 @@ class TransformersSource:
         header = read_header(files)
         refuse_quantized(header, reference)
         config = _config(directory, reference, options)
+        _shapes(config, header, reference, options, ratio=TIED_OVER_STORED)
         module = _from_pretrained(directory, config, reference, options)
         refuse_non_finite(module, reference)
         on_disk = floating_dtypes(header)
@@ -95,14 +102,16 @@ class TransformersSource:
         """Build the model's shapes on the meta device from its config alone."""
         directory = _locate(reference, weights=False)
         config = _config(directory, reference, options)
-        with torch.device("meta"), quiet():
-            module = auto_class(config, reference).from_config(
-                config, dtype=torch.float32, trust_remote_code=options.trust_remote_code
-            )
         files: tuple[Path, ...] = ()
         with contextlib.suppress(ModelError):  # shapes need no weights; only their size is asked
             files = find_weight_files(directory)
-        return _describe(module.eval(), reference, directory, options, files=files, hash_=False)
+        header: Mapping[str, TensorHeader] = {}
+        with contextlib.suppress(ModelError):  # damage matters where weights are read
+            header = read_header(files)
+        module = _shapes(config, header, reference, options, ratio=TIED_OVER_STORED)
+        return _describe(
+            nn.Module.eval(module), reference, directory, options, files=files, hash_=False
+        )
 
     def owns(self, module: nn.Module) -> bool:
         """Return whether ``module`` is a PreTrainedModel."""
@@ -168,9 +177,9 @@ class TransformersSource:
         files = find_weight_files(directory)
         header = read_header(files)
         loaded = _config(directory, reference, options)
-        module = _from_pretrained(
-            directory, loaded, reference, options, auto=_saved_class(loaded, reference)
-        )
+        auto = _saved_class(loaded, reference)
+        _shapes(loaded, header, reference, options, ratio=DENSE_OVER_STORED, auto=auto)
+        module = _from_pretrained(directory, loaded, reference, options, auto=auto)
         refuse_non_finite(module, reference)
         return _describe(
             _to(module, options.device),
@@ -203,6 +212,7 @@ def _config(directory: Path, reference: str, options: ModelOptions) -> Pretraine
     from transformers import AutoConfig
 
     plain = read_config(directory)
+    refuse_absurd(plain, f"{reference}/config.json")
     quantization = plain.get("quantization_config")
     if quantization and not find_lowrank(plain, where=str(directory / "config.json")):
         method = quantization.get("quant_method") if isinstance(quantization, dict) else None
@@ -213,9 +223,10 @@ def _config(directory: Path, reference: str, options: ModelOptions) -> Pretraine
         config: PretrainedConfig = AutoConfig.from_pretrained(
             directory, trust_remote_code=options.trust_remote_code
         )
-    except (ValueError, KeyError, OSError) as error:
+    except Exception as error:  # configs validate themselves, each by its own exceptions
         raise ModelError(
-            f"{reference}: transformers cannot read its config.json: {error}"
+            f"{reference}: transformers cannot read its config.json: "
+            f"{type(error).__name__}: {error}"
         ) from error
     if options.num_classes is not None and options.num_classes != config.num_labels:
         raise ModelError(
@@ -223,6 +234,39 @@ def _config(directory: Path, reference: str, options: ModelOptions) -> Pretraine
             f"{options.num_classes}. Leave --num-classes out: the config tells it."
         )
     return config
+
+
+def _shapes(
+    config: PretrainedConfig,
+    header: Mapping[str, TensorHeader],
+    reference: str,
+    options: ModelOptions,
+    *,
+    ratio: float,
+    auto: Any = None,
+) -> PreTrainedModel:
+    """Build a model on the meta device, no larger than its weight files account for.
+
+    Raises:
+        ModelError: If its config asks for more, or describes no model that can be built.
+    """
+    chosen = auto or auto_class(config, reference)
+    try:
+        with bounded(header, reference, ratio=ratio), torch.device("meta"), quiet():
+            if hasattr(chosen, "from_config"):
+                module: PreTrainedModel = chosen.from_config(
+                    config, dtype=torch.float32, trust_remote_code=options.trust_remote_code
+                )
+            else:
+                module = chosen(copy.deepcopy(config))
+    except CompressorError:
+        raise
+    except Exception as error:  # constructors meet odd configs with whatever they run into
+        raise ModelError(
+            f"{reference}: its config.json describes no model that can be built: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return module
 
 
 def _saved_class(config: PretrainedConfig, reference: str) -> Any:
@@ -234,7 +278,10 @@ def _saved_class(config: PretrainedConfig, reference: str) -> Any:
     import transformers
 
     name = next(iter(config.architectures or ()), "")
-    return getattr(transformers, name, None) or auto_class(config, reference)
+    found = getattr(transformers, name, None) if isinstance(name, str) else None
+    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+        return found
+    return auto_class(config, reference)
 
 
 def _from_pretrained(
@@ -255,7 +302,9 @@ def _from_pretrained(
                 output_loading_info=True,
                 trust_remote_code=options.trust_remote_code,
             )
-    except (RuntimeError, ValueError, OSError, KeyError) as error:
+    except CompressorError:
+        raise
+    except Exception as error:  # damage shows wherever the framework first runs into it
         mismatch = None if auto else _first_mismatch(directory, config, reference)
         raise ModelError(
             mismatch or f"{reference}: transformers cannot load the weights: {error}"
@@ -380,7 +429,7 @@ def _tokenizer(directory: Path, options: ModelOptions) -> object | None:
             tokenizer: object = AutoTokenizer.from_pretrained(
                 directory, trust_remote_code=options.trust_remote_code
             )
-    except (ValueError, OSError, KeyError) as error:
+    except Exception as error:  # the tokenizers library raises bare ones
         raise ModelError(f"{directory}: its tokenizer cannot be loaded: {error}") from error
     return tokenizer
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 import pickle
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import ModelError
+from compressor.jsonfile import read_object
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+WHOLE = "model.safetensors"
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-SINGLE_FILES = ("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth")
+SINGLE_FILES = ("pytorch_model.bin", "pytorch_model.pth", "model.pth")
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 PREFIXES = ("_orig_mod.", "module.")
 SAFETENSORS_DTYPES = {
@@ -46,22 +49,16 @@ class TensorHeader(NamedTuple):
 def find_weight_files(directory: Path) -> tuple[Path, ...]:
     """Return the weight files of a model directory: one file, or all shards of an index.
 
+    The order is that of from_pretrained: what is looked at here is what will be loaded.
+
     Raises:
-        ModelError: If there are none, or a shard that the index names is missing.
+        ModelError: If there are none, an index names files elsewhere, or a shard is missing.
     """
+    if (directory / WHOLE).is_file():
+        return (directory / WHOLE,)
     for name in INDEXES:
-        index = directory / name
-        if index.is_file():
-            try:
-                shards = sorted(
-                    set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-                )
-            except (OSError, ValueError, KeyError, AttributeError) as error:
-                raise ModelError(f"{index} is no index of weight shards: {error}") from error
-            missing = [shard for shard in shards if not (directory / shard).is_file()]
-            if missing:
-                raise ModelError(f"{index} names shards that are missing: {', '.join(missing)}.")
-            return tuple(directory / shard for shard in shards)
+        if (directory / name).is_file():
+            return _shards(directory / name)
     for name in SINGLE_FILES:
         if (directory / name).is_file():
             return (directory / name,)
@@ -70,8 +67,17 @@ def find_weight_files(directory: Path) -> tuple[Path, ...]:
         return (found[0],)
     listing = ", ".join(path.name for path in found) or "none"
     raise ModelError(
-        f"{directory} has no weights: expected {SINGLE_FILES[0]} or a sharded "
-        f"{INDEXES[0]}, found {listing}."
+        f"{directory} has no weights: expected {WHOLE} or a sharded {INDEXES[0]}, found {listing}."
+    )
+
+
+def is_plain_name(name: object) -> bool:
+    """Return whether ``name`` names a file directly in a directory, here and on Windows."""
+    return (
+        isinstance(name, str)
+        and name not in ("", ".", "..")
+        and len(name) <= 255
+        and not any(character in name for character in "/\\:\0")
     )
 
 
@@ -199,6 +205,33 @@ def refuse_non_finite(module: nn.Module, where: str) -> None:
             )
 
 
+def _shards(index: Path) -> tuple[Path, ...]:
+    """Return the shards that an index names; all of them lie beside it.
+
+    Raises:
+        ModelError: If it is no index, names files elsewhere, or a shard is missing.
+    """
+    weight_map = read_object(index, ModelError).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{index} is no index of weight shards: it has no weight_map.")
+    for key, name in weight_map.items():
+        if not is_plain_name(name):
+            raise ModelError(
+                f"{index}: {key} is said to lie in {name!r}; expected the name of a file in the "
+                "same directory."
+            )
+        if Path(name).suffix not in SUFFIXES:
+            raise ModelError(
+                f"{index}: {key} is said to lie in {name!r}; expected a file that ends in "
+                f"{', '.join(SUFFIXES)}."
+            )
+    shards = sorted(set(weight_map.values()))
+    missing = [shard for shard in shards if not (index.parent / shard).is_file()]
+    if missing:
+        raise ModelError(f"{index} names shards that are missing: {', '.join(missing[:5])}.")
+    return tuple(index.parent / shard for shard in shards)
+
+
 def _safetensors_header(path: Path) -> dict[str, TensorHeader]:
     from safetensors import SafetensorError, safe_open
 
@@ -226,22 +259,51 @@ def _read_safetensors(path: Path, device: str) -> dict[str, Tensor]:
         }
     try:
         return _clean(load_file(path, device=device))
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as error:
         raise _damaged(path, error) from error
 
 
 def _torch_load(path: Path, device: str) -> Any:
+    _refuse_compressed(path)
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
+        if "Unsupported operand" in str(error):
+            raise _damaged(path, "it is no file that torch.save wrote") from error
         raise ModelError(
             f"{path} is a pickled module, or holds objects other than tensors; loading it would "
             "run code from the file. Where you trust it, save its weights alone: "
             "safetensors.torch.save_file(torch.load(path, weights_only=False).state_dict(), "
             "'model.safetensors'), and pass that with --checkpoint."
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
+    except Exception as error:  # what unpickling noise can raise is not listed anywhere
+        if "TorchScript" in str(error):
+            raise ModelError(
+                f"{path} is a TorchScript archive, which holds code. Save its weights alone: "
+                "torch.save(torch.jit.load(path).state_dict(), 'weights.pt')."
+            ) from error
+        raise _damaged(path, f"{type(error).__name__}: {str(error).splitlines()[:1]}") from error
+
+
+def _refuse_compressed(path: Path) -> None:
+    """Refuse an archive whose entries would unpack to more than the file: torch.save stores them.
+
+    Raises:
+        ModelError: If an entry is compressed, or they claim more bytes than there are.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise _damaged(path, error) from error
+    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    if packed or sum(entry.file_size for entry in entries) > path.stat().st_size:
+        raise ModelError(
+            f"{path} is a compressed archive; torch.save writes none, and archives are not "
+            "unpacked. Unpack it yourself, and name the file of weights in it."
+        )
 
 
 def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
@@ -260,7 +322,28 @@ def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
             f"{path} is no state dict: {', '.join(others[:5]) or 'it is empty'} "
             f"{'hold' if others else 'and holds'} no tensors. Save model.state_dict() alone."
         )
+    for key, tensor in state.items():
+        _refuse_odd(key, tensor, path)
     return state
+
+
+def _refuse_odd(key: object, tensor: Tensor, path: Path) -> None:
+    """Refuse tensors without values, sparse ones, and views that repeat a few values endlessly.
+
+    Raises:
+        ModelError: Naming the tensor.
+    """
+    if tensor.layout != torch.strided:
+        raise ModelError(f"{path}: {key} is a sparse tensor; expected a dense one.")
+    if tensor.is_meta:
+        return  # its shape alone was asked for, or it is refused when it is loaded
+    if math.prod(tensor.shape) * tensor.element_size() > max(
+        tensor.untyped_storage().nbytes(), 1 << 20
+    ):
+        raise ModelError(
+            f"{path}: {key} claims {math.prod(tensor.shape):,} values, but the file holds fewer. "
+            "It is damaged or hostile."
+        )
 
 
 def _clean(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -271,7 +354,7 @@ def _clean(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(cleaned)
 
 
-def _damaged(path: Path, error: Exception) -> ModelError:
+def _damaged(path: Path, error: Exception | str) -> ModelError:
     return ModelError(
         f"{path} is damaged or truncated ({path.stat().st_size:,} bytes): {error}. "
         "Copy or download it again."

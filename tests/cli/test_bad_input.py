@@ -559,5 +559,5 @@ def test_an_interrupt_leaves_nothing(place, refused, monkeypatch):
     def interrupted(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("compressor.checkpoint.save._flush", interrupted)
+    monkeypatch.setattr("compressor.checkpoint.save.flush", interrupted)
     refused(place.on_texts, "interrupted", code=130)

@@ -52,7 +52,7 @@ def test_directory_without_config(tmp_path: Path) -> None:
 
 def test_config_that_is_no_json(directory: Path) -> None:
     (directory / "config.json").write_text("{")
-    with pytest.raises(CheckpointError, match="cannot be read as JSON"):
+    with pytest.raises(CheckpointError, match="not valid JSON"):
         load(directory)
 
 

@@ -97,7 +97,8 @@ def test_finds_one_file_or_all_shards(tmp_path: Path) -> None:
     assert find_weight_files(tmp_path) == (tmp_path / "other.safetensors",)
     written(tmp_path / "model.safetensors")
     assert find_weight_files(tmp_path) == (tmp_path / "model.safetensors",)
-    index = {"weight_map": {"a": "other.safetensors", "b": "model.safetensors"}}
+    (tmp_path / "model.safetensors").rename(tmp_path / "more.safetensors")
+    index = {"weight_map": {"a": "other.safetensors", "b": "more.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     assert {path.name for path in find_weight_files(tmp_path)} == set(index["weight_map"].values())
     (tmp_path / "other.safetensors").unlink()

@@ -15,7 +15,7 @@ from compressor.checkpoint.export.exporter import EXPORTERS, Exporter
 from compressor.checkpoint.export.logits import as_function, named
 from compressor.checkpoint.export.tracing import tracing
 from compressor.checkpoint.load import load_saved
-from compressor.checkpoint.save import refuse_existing_output, written_whole
+from compressor.checkpoint.save import refuse_existing_output, refuse_inputs, written_whole
 from compressor.errors import MissingExtraError, ModelError, UsageError
 from compressor.forward import Inputs, batch_length
 from compressor.models import LoadedModel, ModelOptions, describe, load_model
@@ -80,6 +80,7 @@ def export_reference(
     Raises:
         CompressorError: As `export`, or if the model cannot be loaded.
     """
+    refuse_inputs(out, (settings.model, settings.checkpoint, settings.factory))
     refuse_early(EXPORTERS.get(to), out, overwrite=overwrite)
     loaded = load_model(settings.model_copy(update={"device": "cpu"}))
     progress.note(f"Writing {to} and comparing its outputs.")
