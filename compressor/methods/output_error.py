@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -119,19 +120,15 @@ def output_errors(
         name: layer for name, layer in measurement.candidates.layers.items() if name in layers
     }
     found = {name: OutputError() for name in candidates}
-    planned = {
-        name: _planned(measurement, name, dense[name], layers[name].rank, recipe)
-        for name in candidates
-    }
     if not found:
         return found
     batch: list[Inputs] = []
-    handles = [
-        dense[name].register_forward_hook(
-            _hook(layer, layers[name], planned[name], found[name], batch)
-        )
-        for name, layer in candidates.items()
-    ]
+    handles = []
+    for name, layer in candidates.items():
+        # Made at each call and not kept: for all layers at once it would be a second model.
+        planned = partial(_planned, measurement, name, dense[name], layers[name].rank, recipe)
+        hook = _hook(layer, layers[name], planned, found[name], batch)
+        handles.append(dense[name].register_forward_hook(hook))
     seen = 0
     try:
         with torch.no_grad():
@@ -201,7 +198,7 @@ def _planned(
 def _hook(
     layer: Candidate,
     lowrank: nn.Module,
-    planned: Affine,
+    planned: Callable[[], Affine],
     error: OutputError,
     batch: list[Inputs],
 ) -> Callable[..., None]:
@@ -218,7 +215,7 @@ def _hook(
             raise LayerError(layer.name, "its input rows do not belong to samples")
         expected = kind.output_rows(module, output.detach(), samples).float()
         actual = kind.output_rows(module, lowrank(inputs), samples).float()
-        made, wanted = factors(rows), planned(rows).to(expected)
+        made, wanted = factors(rows), planned()(rows).to(expected)
         mask = token_mask(batch[0])
         if mask is not None and mask.shape == rows.shape[:2]:
             keep = mask.to(rows.device) != 0
