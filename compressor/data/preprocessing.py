@@ -34,11 +34,22 @@ _DECODING_ERRORS = (
     EOFError,
     LookupError,
     ArithmeticError,
+    MemoryError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,
 )
+
+
+FORMATS = (
+    "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP",
+)  # fmt: skip
+"""Formats that PIL decodes by itself; for others (EPS) it would start a program."""
+
+LARGEST_FILE = 1 << 28
+LARGEST_PIXELS = 1 << 27
+"""Bytes of an image file, and pixels as stored or resized, that are read: 400 MB in RGB."""
 
 
 class UnreadableImageError(DataError):
@@ -66,8 +77,9 @@ def decode(sample: object, transform: ImageTransform) -> tuple[Tensor, bytes]:
     if not isinstance(sample, (Path, bytes)):
         raise UnreadableImageError("holds no image")
     try:
-        content = sample.read_bytes() if isinstance(sample, Path) else sample
-        with Image.open(io.BytesIO(content)) as image:
+        content = _content(sample)
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            _refuse_huge(image.size)
             converted = image.convert(_mode(transform))
     except UnidentifiedImageError as error:  # its own message names an address in memory
         raise UnreadableImageError("is no image") from error
@@ -152,10 +164,31 @@ def _fitted(image: Image.Image, transform: ImageTransform) -> Image.Image:
     target = math.floor(height / transform.crop_pct), math.floor(width / transform.crop_pct)
     squash = transform.crop_mode == "squash"
     columns, rows = target[::-1] if squash else _resized(image.size, target)
+    _refuse_huge((columns, rows))
     if (columns, rows) != image.size:
         image = image.resize((columns, rows), filter_)
     left, top = round((columns - width) / 2.0), round((rows - height) / 2.0)
     return image.crop((left, top, left + width, top + height))
+
+
+def _content(sample: Path | bytes) -> bytes:
+    """Return the bytes of an image file, of which there may not be more than `LARGEST_FILE`."""
+    if isinstance(sample, bytes):
+        return sample
+    with sample.open("rb") as file:
+        content = file.read(LARGEST_FILE + 1)
+    if len(content) > LARGEST_FILE:
+        raise UnreadableImageError(f"is larger than {LARGEST_FILE:,} bytes")
+    return content
+
+
+def _refuse_huge(size: tuple[int, int]) -> None:
+    """Refuse images whose pixels would fill the memory: few bytes can claim billions of them."""
+    if size[0] * size[1] > LARGEST_PIXELS or not min(size):
+        raise UnreadableImageError(
+            f"is, or would be resized to, {size[0]}×{size[1]} pixels; at most "
+            f"{LARGEST_PIXELS:,} are read"
+        )
 
 
 def _resized(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
