@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format types benchmark clean
+.PHONY: demo test lint format types benchmark fuzz faults clean
 
 demo: $(VENV)/.installed
 	$(BIN)/compressor demo
@@ -25,6 +25,15 @@ types: $(VENV)/.installed-dev
 # What it needs is told by `make benchmark BENCHMARK=--help`; what is not given is skipped.
 benchmark: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.quality $(BENCHMARK)
+
+# At least 100,000 mutated inputs to whatever reads a file: `make fuzz FUZZ="--seconds 120"`.
+fuzz: $(VENV)/.installed-dev
+	$(BIN)/python -m fuzz.run $(FUZZ)
+
+# Random kills and faults while it compresses, and at every step of saving.
+faults: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.faults $(FAULTS)
+	$(BIN)/python -m benchmarks.faults --every-step
 
 clean:
 	rm -rf $(VENV) demo-out build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
