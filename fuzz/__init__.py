@@ -1,0 +1,1 @@
+"""Fuzzing whatever this package reads: targets, a corpus, and two ways of running them."""
