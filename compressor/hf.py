@@ -17,7 +17,7 @@ from transformers.quantizers import (  # type: ignore[attr-defined]
 )
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from compressor.checkpoint.format import LowRankConfig, parse_lowrank
+from compressor.checkpoint.format import FORMAT_VERSION, LowRankConfig, parse_lowrank
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +48,9 @@ class LowRankQuantizationConfig(QuantizationConfigMixin):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the block as it stands in config.json."""
-        return self.lowrank.model_dump(mode="json")
+        return self.lowrank.model_copy(update={"format_version": FORMAT_VERSION}).model_dump(
+            mode="json"
+        )
 
 
 @register_quantizer(METHOD)
@@ -70,8 +72,19 @@ class LowRankQuantizer(HfQuantizer):
         from compressor.layers.surgery import install_skeletons
 
         del kwargs
-        install_skeletons(model, self.lowrank.layers)
+        install_skeletons(model, self.lowrank.layers, unfused=self.lowrank.unfused)
         return model
+
+    def update_weight_conversions(
+        self, weight_conversions: list[Any], model: PreTrainedModel
+    ) -> list[Any]:
+        """Leave out the merging of experts where each has matrices of its own."""
+        from compressor.models.transformers_names import without_expert_merges
+
+        conversions: list[Any] = super().update_weight_conversions(  # type: ignore[no-untyped-call]
+            weight_conversions, model
+        )
+        return without_expert_merges(conversions) if self.lowrank.unfused else conversions
 
     def _process_model_after_weight_loading(
         self, model: PreTrainedModel, **kwargs: Any

@@ -6,6 +6,7 @@ from compressor.errors import ModelError
 from compressor.evaluation.flops import count_flops
 from compressor.forward import Inputs, first_tensor
 from compressor.layers.candidates import Candidates, find_candidates
+from compressor.layers.unfusing import unfused
 from compressor.methods.budget import smallest
 from compressor.models import LoadedModel, load_model
 from compressor.progress import Progress
@@ -77,14 +78,16 @@ def inspect_model(
 def _look(
     loaded: LoadedModel, method: MethodSettings, batch_size: int
 ) -> tuple[Candidates, tuple[int, dict[str, int]]]:
+    probe = loaded.example_inputs(batch_size=PROBE_SAMPLES)
+    module = unfused(loaded.module, probe)
     candidates = find_candidates(
-        loaded.module,
-        loaded.example_inputs(batch_size=PROBE_SAMPLES),
+        module,
+        probe,
         heads=loaded.heads,
         include=method.include,
         exclude=method.exclude,
     )
-    return candidates, count_flops(loaded.module, loaded.example_inputs(batch_size=batch_size))
+    return candidates, count_flops(module, loaded.example_inputs(batch_size=batch_size))
 
 
 def _on_meta(loaded: LoadedModel) -> bool:

@@ -33,7 +33,8 @@ def measured_layers(measurement: Measurement) -> tuple[MeasuredLayer, ...]:
         for group, pooled in statistics.pooled.items()
     }
     measured = []
-    for name, found in statistics.layers.items():
+    for name in measurement.candidates.layers:
+        found = statistics.layers[name]
         layer = found.layer
         weight = LAYER_KINDS.get(layer.kind).matrix(modules[name]).double()
         weight = weight.to(found.inputs.means.device)

@@ -32,6 +32,7 @@ from compressor.figures import (
 )
 from compressor.forward import Forward
 from compressor.inspection import inspect_model
+from compressor.layers.unfusing import unfused
 from compressor.methods.budget import Granted, granted, parse_budget
 from compressor.methods.measurement import Measurement, default_device
 from compressor.methods.method import METHODS
@@ -357,16 +358,18 @@ def subject_run(loaded: Loaded, method: MethodSettings) -> Subject:
         ModelError: If no layer can be factorized.
         UsageError: If a pattern matches no layer.
     """
+    probe = probe_inputs(loaded.data.calibration, loaded.forward.device)
+    module = unfused(loaded.model.module.eval(), probe)
     candidates = candidates_of(
-        loaded.model.module.eval(),
-        probe_inputs(loaded.data.calibration, loaded.forward.device),
+        module,
+        probe,
         heads=loaded.model.heads,
         include=method.include,
         exclude=method.exclude,
     )
     length = example_length(loaded)
     return Subject(
-        model=loaded.model.module,
+        model=module,
         candidates=candidates,
         inputs=lambda samples: loaded.model.example_inputs(batch_size=samples, length=length),
         storage_dtypes=loaded.model.storage_dtypes,

@@ -12,6 +12,7 @@ from compressor.checkpoint.format import LowRankConfig, LowRankLayer
 from compressor.checkpoint.save import save_directory
 from compressor.forward import Inputs
 from compressor.layers.lowrank import LOW_RANK_TYPES
+from compressor.layers.surgery import unfused_modules
 from compressor.models import describe
 
 
@@ -52,7 +53,7 @@ def save(
 
 
 def lowrank_config(model: nn.Module) -> LowRankConfig:
-    """Return kind, rank and bias of every factorized layer of ``model``."""
+    """Return kind, rank and bias of every factorized layer, and what was taken apart for it."""
     return LowRankConfig(
         layers={
             name: LowRankLayer(
@@ -60,5 +61,6 @@ def lowrank_config(model: nn.Module) -> LowRankConfig:
             )
             for name, module in model.named_modules()
             if isinstance(module, LOW_RANK_TYPES)
-        }
+        },
+        unfused=tuple(unfused_modules(model)),
     )

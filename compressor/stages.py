@@ -20,6 +20,7 @@ from compressor.collapse.watch import home
 from compressor.errors import DataError, ModelError, UsageError
 from compressor.forward import Batch, Batches, Forward, Inputs, batch_length, repeated, to_device
 from compressor.layers.candidates import Candidates, find_candidates
+from compressor.layers.unfusing import unfused
 from compressor.methods.budget import granted, parse_budget
 from compressor.methods.measurement import Measurement, default_device, hold_out
 from compressor.methods.method import METHODS
@@ -103,6 +104,7 @@ def measure(
     else:
         selection = replayable(selection)
     probe = probe_inputs(kept, forward.device)
+    given, model = model, unfused(model, probe)
     candidates = candidates_of(model, probe, heads=heads, include=include, exclude=exclude)
     if cache is not None:
         # What candidates there are is settled: of the patterns only what they match counts.
@@ -128,6 +130,8 @@ def measure(
     elif needs != "weights" and cache is not None:
         state = cache.tensors("statistics", {}, lambda: state_of(gathered()))
         statistics = statistics_of(state, candidates, home(forward.device))
+    if statistics is not None:
+        candidates = _reached(candidates, statistics)
     return Measurement(
         model=model,
         candidates=candidates,
@@ -138,6 +142,7 @@ def measure(
         gradients=needs == "gradients",
         seed=seed,
         cache=cache,
+        given=given,
     )
 
 
@@ -159,6 +164,16 @@ def candidates_of(
     if not candidates.layers:
         raise ModelError(_nothing_to_do(candidates))
     return candidates
+
+
+def _reached(candidates: Candidates, statistics: Statistics) -> Candidates:
+    """Return the candidates without experts that no token was routed to: nothing is known of them.
+
+    Other layers are called on every row.
+    """
+    experts = [name for name, layer in candidates.layers.items() if layer.kind == "expert"]
+    idle = [name for name in experts if not statistics.layers[name].inputs.total]
+    return candidates.without(idle, "no calibration data reached it") if idle else candidates
 
 
 def gather(
@@ -330,7 +345,7 @@ def factorize(
         raise UsageError(
             "A plan read from a file carries no statistics: pass measurement=measure(model, …)."
         )
-    if measurement.model is not model:
+    if not any(model is known for known in (measurement.given, measurement.model)):
         raise UsageError("The plan was made for another model object; measure this one.")
     check_against(plan, measurement.candidates)
     compressed = measurement.factorized(plan.ranks, plan.recipe, progress=progress)[0]

@@ -21,14 +21,18 @@ FOLDER = Path(__file__).parent / "format"
 
 def main() -> None:
     """Write one directory a framework, with inputs and logits beside it."""
-    for name, framework in (("transformers-bert", "transformers"), ("timm-swin", "timm")):
+    for name, framework in (("transformers-qwen2-moe", "transformers"), ("timm-swin", "timm")):
         entry = architectures.ARCHITECTURES[name]
         inputs = entry.inputs(2)
         batches = [(inputs, torch.tensor([0, 1]))]
         small = compressor.compress(
-            architectures.build(name), batches, "layers=50%", method="svd"
+            entry.wrap(architectures.build(name)), batches, "layers=50%", method="svd"
         ).model
-        _write(framework, small, inputs if isinstance(inputs, dict) else {"inputs": inputs})
+        _write(
+            framework,
+            entry.unwrap(small),
+            inputs if isinstance(inputs, dict) else {"inputs": inputs},
+        )
     cnn = small_models.build("cnn")
     small_models.factorize(cnn, small_models.MODELS["cnn"][1])
     _write("torch", cnn, {"inputs": torch.randn(2, 3, 16, 16)})

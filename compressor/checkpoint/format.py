@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from compressor.errors import CheckpointError
 from compressor.jsonfile import read_object, validated
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: ``unfused``."""
 
 
 class LowRankLayer(BaseModel):
@@ -37,6 +38,8 @@ class LowRankConfig(BaseModel):
         quant_method: Always ``"lowrank"``; transformers finds the quantizer by it.
         format_version: Version of this schema.
         layers: Factorized layers by the module's name in memory.
+        unfused: Modules that were taken apart before their layers were factorized (mixtures of
+            experts, attention with one parameter for all projections, wide grouped convolutions).
         versions: Versions of the packages that wrote the directory.
     """
 
@@ -45,6 +48,7 @@ class LowRankConfig(BaseModel):
     quant_method: Literal["lowrank"] = "lowrank"
     format_version: int = FORMAT_VERSION
     layers: dict[str, LowRankLayer]
+    unfused: tuple[str, ...] = ()
     versions: dict[str, str] = Field(default_factory=dict)
 
 

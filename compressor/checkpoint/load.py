@@ -81,9 +81,9 @@ def apply_(model: nn.Module, directory: str | os.PathLike[str]) -> nn.Module:
     lowrank = _saved(path).lowrank
     state = _saved_state(path)
     trial = structural_copy(model).to("meta")
-    install_skeletons(trial, lowrank.layers)
+    install_skeletons(trial, lowrank.layers, unfused=lowrank.unfused)
     load_exactly(trial, {key: tensor.to("meta") for key, tensor in state.items()}, where=str(path))
-    install_skeletons(model, lowrank.layers)
+    install_skeletons(model, lowrank.layers, unfused=lowrank.unfused)
     load_exactly(model, state, where=str(path))
     return model
 

@@ -16,7 +16,8 @@ def storage_dtype(
     """Return the type that a tensor is stored in.
 
     A tensor that was in the dense checkpoint keeps its type there. The factors of a layer, and a
-    bias that it had not before, take the type of the weight they replace.
+    bias that it had not before, take the type of the weight they replace; layers of a fused module
+    take the widest of its parameters'.
 
     Args:
         key: Name in the factorized module's state dict.
@@ -31,6 +32,11 @@ def storage_dtype(
     for name in (f"{owner}.weight", f"{owner.removesuffix('.down')}.weight"):
         if name in storage_dtypes:
             return storage_dtypes[name]
+    # A fused module that was taken apart: its matrices were parameters of the module itself.
+    while owner := owner.rpartition(".")[0]:
+        own = {d for name, d in storage_dtypes.items() if name.rpartition(".")[0] == owner}
+        if floats := [dtype for dtype in own if dtype.is_floating_point]:
+            return max(floats, key=lambda dtype: torch.finfo(dtype).bits)
     return tensor.dtype
 
 
@@ -94,6 +100,8 @@ def _cast(state: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> dic
 
 def _rounded(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     stored = tensor.to(device="cpu", dtype=dtype).contiguous()
+    if stored.untyped_storage().nbytes() > stored.nbytes:  # part of a parameter taken apart
+        stored = stored.clone()
     if dtype != tensor.dtype and tensor.is_floating_point():
         lost = torch.isfinite(tensor.cpu()) & ~torch.isfinite(stored)
         if lost.any():

@@ -161,14 +161,15 @@ class Watch:
             rows = kind.rows(module, args[0].detach(), samples)
             if rows is None:
                 raise LayerError(layer.name, "its input rows do not belong to samples")
-            labels, keep = self._row_labels(rows)
+            reached = kind.reached(module)
+            labels, keep = self._row_labels(rows, reached)
             out = kind.output_rows(module, output.detach(), samples)
             try:
                 if leads:
                     kept = _kept(rows, keep).to(self.home)
                     self._groups[layer.group].update(kept, labels)
                     self._magnitudes[layer.group] += kept.abs().sum(0, dtype=torch.float64)
-                    self._pool(layer.group, rows, keep)
+                    self._pool(layer.group, rows, keep, reached)
                 self._outputs[layer.name].update(_kept(out, keep).to(self.home), labels)
             except ValueError as error:
                 raise LayerError(layer.name, str(error)) from error
@@ -206,7 +207,7 @@ class Watch:
         def gradient_hook(gradient: Tensor) -> None:
             rows = kind.all_rows(module, held, samples)
             centred = rows - moments.centre.to(rows)
-            keep = self._keep(rows)
+            keep = self._keep(rows, kind.reached(module))
             if keep is not None:
                 centred *= keep[..., None]
             met = self._met.setdefault(layer.name, [])
@@ -239,13 +240,21 @@ class Watch:
         except ValueError as error:
             raise LayerError(name, str(error)) from error
 
-    def _keep(self, rows: Tensor) -> Tensor | None:
-        """Return which of the rows [B, P, n] are real tokens, [B, P]; None: all."""
-        if self._mask is None or self._mask.shape != rows.shape[:2]:
-            return None
-        return self._mask.to(rows.device) != 0
+    def _keep(self, rows: Tensor, reached: Tensor | None) -> Tensor | None:
+        """Return which of the rows [B, P, n] are real tokens that reached the layer, [B, P].
 
-    def _row_labels(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        None: all.
+        """
+        keep = None
+        if self._mask is not None and self._mask.shape == rows.shape[:2]:
+            keep = self._mask.to(rows.device) != 0
+        if reached is None:
+            return keep
+        there = torch.zeros(rows.shape[:2], dtype=torch.bool, device=rows.device)
+        there.view(-1)[reached] = True
+        return there if keep is None else there & keep
+
+    def _row_labels(self, rows: Tensor, reached: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the label of each kept row, and the index of kept rows in [B·P] (None: all)."""
         if self._rest is None:
             labels = self._labels[:, None].expand(rows.shape[:2]).reshape(-1)
@@ -253,16 +262,16 @@ class Watch:
             labels = self._labels.reshape(-1)
         else:
             labels = torch.full((rows.shape[0] * rows.shape[1],), self._rest, device=self.home)
-        keep = self._keep(rows)
+        keep = self._keep(rows, reached)
         if keep is None or bool(keep.all()):
             return labels, None
         index = torch.nonzero(keep.reshape(-1)).flatten()
         return labels[index.to(labels.device)], index
 
-    def _pool(self, group: str, rows: Tensor, keep: Tensor | None) -> None:
+    def _pool(self, group: str, rows: Tensor, keep: Tensor | None, reached: Tensor | None) -> None:
         if self._rest is not None:
             return  # a window of tokens has no class of its own
-        mask = None if keep is None else self._keep(rows)
+        mask = None if keep is None else self._keep(rows, reached)
         if mask is None:
             total, count = rows.sum(1), rows.new_full((rows.shape[0],), float(rows.shape[1]))
         else:

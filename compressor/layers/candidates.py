@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Container, Hashable, Sequence
+from collections.abc import Collection, Container, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -89,6 +89,13 @@ class Candidates:
         """Return the candidates of these names, in the same order; nothing else changes."""
         kept = {name: layer for name, layer in self.layers.items() if name in names}
         return replace(self, layers=kept)
+
+    def without(self, names: Collection[str], reason: str) -> Candidates:
+        """Return the candidates but for ``names``, which stay dense for a reason."""
+        kept = {name: layer for name, layer in self.layers.items() if name not in names}
+        return replace(
+            self, layers=kept, left_dense={**self.left_dense, **dict.fromkeys(names, reason)}
+        )
 
     def groups(self) -> dict[str, list[Candidate]]:
         """Return the candidates by the group whose input rows they share."""
@@ -210,7 +217,12 @@ def _watch(
                 entry.problem = "its input rows do not belong to samples"
                 return
             alive.append(args[0])
-            entry.rows += kind.all_output_rows(module, output, seen.samples).shape[1] * seen.samples
+            reached = kind.reached(module)
+            entry.rows += (
+                kind.all_output_rows(module, output, seen.samples).shape[1] * seen.samples
+                if reached is None
+                else len(reached)
+            )
             # What is written into a tensor in place raises its version: other rows from then on.
             # Inference tensors count no versions, so that theirs are never taken to be shared.
             version = -len(alive) if args[0].is_inference() else args[0]._version

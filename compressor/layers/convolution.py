@@ -33,7 +33,9 @@ class ConvolutionKind:
         if layer.groups == layer.in_channels and layer.groups > 1:
             return "depthwise: each filter sees one channel, there is no rank to lower"
         if layer.groups > 1:
-            return f"grouped convolution ({layer.groups} groups)"
+            return (
+                f"grouped convolution ({layer.groups} groups of {layer.weight.shape[1]} channels)"
+            )
         if reason := computed_weight(layer):
             return reason
         plain = self.lowrank_type.dense_type
@@ -50,6 +52,11 @@ class ConvolutionKind:
         """Return the weight [m, c, …] flattened to [m, n]."""
         weight: Tensor = self._dense(module).weight
         return weight.detach().flatten(1)
+
+    def reached(self, module: nn.Module) -> Tensor | None:
+        """Return None: it is called on every patch."""
+        del module
+        return None
 
     def sharing(self, module: nn.Module) -> Hashable:
         """Convolutions on one tensor see the same patches if their geometry agrees."""

@@ -35,6 +35,13 @@ class LayerKind(Protocol):
         """Return the weights as the matrix W [m, n] (a view or a copy)."""
         ...
 
+    def reached(self, module: nn.Module) -> Tensor | None:
+        """Return which of the rows [samples·P] the layer's last call had, [k]; None: all.
+
+        The others stand in `rows` and `all_rows` as zeros.
+        """
+        ...
+
     def rows(self, module: nn.Module, inputs: Tensor, samples: int) -> Tensor | None:
         """Return what W acts on, [samples, P, n], or None if rows do not belong to samples.
 
@@ -86,6 +93,7 @@ LAYER_KINDS: Registry[LayerKind] = Registry(
         "compressor.layers.conv2d",
         "compressor.layers.conv1d",
         "compressor.layers.convolution1d",
+        "compressor.layers.expert_linear",
     ),
 )
 
@@ -133,6 +141,6 @@ def sample_rows(tensor: Tensor, samples: int) -> Tensor | None:
     A leading dimension that is a multiple holds several parts of each sample, the samples
     outermost (windows of a Swin transformer).
     """
-    if tensor.ndim < 2 or tensor.shape[0] % samples:
+    if tensor.is_nested or tensor.ndim < 2 or tensor.shape[0] % samples:
         return None
     return tensor.reshape(samples, -1, tensor.shape[-1])

@@ -28,6 +28,7 @@ class LinearKind:
             isinstance(module, nn.Linear)
             and not isinstance(module, LowRankLinear)
             and type(module).forward is nn.Linear.forward
+            and not hasattr(module, "routed")  # an expert's layer is a kind of its own
         )
 
     def refusal(self, module: nn.Module) -> str | None:
@@ -43,6 +44,11 @@ class LinearKind:
         """Return the weight [m, n]."""
         assert isinstance(module, nn.Linear)
         return module.weight.detach()
+
+    def reached(self, module: nn.Module) -> Tensor | None:
+        """Return None: it is called on every row."""
+        del module
+        return None
 
     def rows(self, module: nn.Module, inputs: Tensor, samples: int) -> Tensor | None:
         """Return [..., n] as [samples, P, n]."""

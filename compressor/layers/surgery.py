@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 from torch import nn
 
 from compressor.errors import LayerError, did_you_mean
+from compressor.layers.fused import FUSIONS, Unfused, fusion_of
 from compressor.layers.kinds import LAYER_KINDS
 from compressor.layers.lowrank import LOW_RANK_TYPES
 
@@ -84,7 +85,63 @@ def install(model: nn.Module, specs: Mapping[str, LayerSpec]) -> None:
         replace_module(model, name, lowrank.train(module.training))
 
 
-install_skeletons = install
+def install_skeletons(
+    model: nn.Module, specs: Mapping[str, LayerSpec], *, unfused: Iterable[str] = ()
+) -> None:
+    """Make a dense model ready for the weights of a factorized one, in place.
+
+    Args:
+        model: The dense model; on the meta device it stays there.
+        specs: Kind, rank and bias by module name.
+        unfused: Fused modules to take apart first; layers of theirs are named as they then are.
+
+    Raises:
+        LayerError: As `install`, or if a module to take apart is missing or no such module.
+    """
+    found = fused_modules(model)
+    for name in unfused:
+        if name not in found:
+            raise LayerError(name, f"expected a module that can be taken apart ({_known()}).")
+    unfuse(model, unfused)
+    install(model, specs)
+
+
+def _known() -> str:
+    return ", ".join(FUSIONS.names())
+
+
+def unfuse(model: nn.Module, names: Iterable[str]) -> None:
+    """Take the named fused modules apart, in place; they keep their storage."""
+    done: dict[int, nn.Module] = {}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name in names:
+        module = modules[name]
+        fusion = fusion_of(module)
+        assert fusion is not None, name
+        if id(module) not in done:
+            done[id(module)] = FUSIONS.get(fusion).unfuse(module)
+        replace_module(model, name, done[id(module)])
+
+
+def fuse(model: nn.Module) -> None:
+    """Put back, in place, every fused module that was taken apart; its layers must be dense."""
+    done: dict[int, nn.Module] = {}
+    for name, module in unfused_modules(model).items():
+        if id(module) not in done:
+            done[id(module)] = module.fused()
+        replace_module(model, name, done[id(module)])
+
+
+def unfused_modules(model: nn.Module) -> dict[str, Unfused]:
+    """Return what was taken apart by its name, every name of a shared one."""
+    named = model.named_modules(remove_duplicate=False)
+    return {name: module for name, module in named if isinstance(module, Unfused)}
+
+
+def fused_modules(model: nn.Module) -> dict[str, str]:
+    """Return the fusion of each fused module by its name, every name of a shared one."""
+    named = model.named_modules(remove_duplicate=False)
+    return {name: found for name, module in named if name and (found := fusion_of(module))}
 
 
 def densify(model: nn.Module) -> None:
@@ -93,6 +150,7 @@ def densify(model: nn.Module) -> None:
         if isinstance(module, LOW_RANK_TYPES):
             dense = LAYER_KINDS.get(module.kind).dense(module)
             replace_module(model, name, dense.train(module.training))
+    fuse(model)
 
 
 def culprits(model: nn.Module, error: BaseException, names: Iterable[str]) -> list[str]:

@@ -10,7 +10,7 @@ from compressor.layers.lowrank import LOW_RANK_TYPES
 _REASONS: dict[type[nn.Module], str] = {
     nn.RNNBase: "its gates are stacked in one matrix that a fused kernel reads at every step",
     nn.RNNCellBase: "its gates are stacked in one matrix that a fused kernel reads at every step",
-    nn.MultiheadAttention: "in_proj is read directly by fused attention code",
+    nn.MultiheadAttention: "its parent reads its parameters, or it adds keys of its own",
     nn.ConvTranspose1d: "transposed convolution",
     nn.ConvTranspose2d: "transposed convolution",
     nn.ConvTranspose3d: "transposed convolution",

@@ -47,7 +47,7 @@ class Measurement:
     """A dense model, its candidates, and what one pass over the calibration data found.
 
     Args:
-        model: The dense model.
+        model: The dense model, its fused modules taken apart.
         candidates: Its layers that can be factorized.
         statistics: What the pass gathered; None where only weights are needed.
         calibration: The batches it ran on.
@@ -57,6 +57,7 @@ class Measurement:
         seed: Seed of the pass.
         cache: Where what is made from here on is kept; its keys name the model, the data and the
             pass. None keeps it in memory alone.
+        given: The dense model as the caller has it; None where it is ``model``.
     """
 
     model: nn.Module = field(repr=False)
@@ -68,6 +69,7 @@ class Measurement:
     gradients: bool
     seed: int
     cache: Cache | None = field(default=None, repr=False, compare=False)
+    given: nn.Module | None = field(default=None, repr=False)
     _kept: dict[str, nn.Module] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property

@@ -166,7 +166,7 @@ def rebuild_into(
     files = find_weight_files(directory)
     header = read_header(files)
     if saved is not None:
-        install_skeletons(module, saved.lowrank.layers)
+        install_skeletons(module, saved.lowrank.layers, unfused=saved.lowrank.unfused)
     load_exactly(module, read_state_dicts(files), where=str(directory))
     refuse_non_finite(module, str(directory))
     names = config.get("class_names")

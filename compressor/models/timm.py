@@ -155,7 +155,7 @@ class TimmSource:
         header = read_header(files)
         module = _build(str(directory), config, options, {}, stored=header)
         if saved is not None:
-            install_skeletons(module, saved.lowrank.layers)
+            install_skeletons(module, saved.lowrank.layers, unfused=saved.lowrank.unfused)
         load_exactly(module, read_state_dicts(files), where=str(directory))
         refuse_non_finite(module, str(directory))
         return _describe(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from compressor.checkpoint.format import find_lowrank, read_config
 from compressor.errors import CompressorError, ModelError
+from compressor.layers.surgery import unfused_modules
 from compressor.models.architectures import auto_class, task_of
 from compressor.models.bounded import DENSE_OVER_STORED, bounded, refuse_absurd
 from compressor.models.hub import is_hub_id, snapshot
@@ -22,7 +23,11 @@ from compressor.models.image_processor import config_input_size, image_transform
 from compressor.models.loading import shape_mismatch
 from compressor.models.quiet import quiet
 from compressor.models.source import MODEL_SOURCES, LoadedModel, ModelOptions
-from compressor.models.transformers_names import in_memory_dtypes
+from compressor.models.transformers_names import (
+    conversions_of,
+    in_memory_dtypes,
+    without_expert_merges,
+)
 from compressor.models.weights import (
     PLAIN_FLOATS,
     TensorHeader,
@@ -156,13 +161,18 @@ class TransformersSource:
         # With a quantizer attached save_pretrained would drop the state dict it is given.
         quantizer = module.__dict__.pop("hf_quantizer", None)
         config = copy.deepcopy(module.config)
+        known = module.__dict__.get("_weight_conversions")
         try:
+            if unfused_modules(module):
+                conversions = without_expert_merges(conversions_of(module))
+                module.__dict__["_weight_conversions"] = conversions
             with quiet():
                 module.save_pretrained(
                     directory, state_dict=dict(state), max_shard_size=max_shard_size
                 )
         finally:
             module.config = config
+            module.__dict__["_weight_conversions"] = known
             if quantizer is not None:
                 module.hf_quantizer = quantizer
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -40,3 +40,33 @@ def in_memory_dtypes(
         for key, tensor in module.state_dict().items()
         if tensor.is_floating_point()
     }
+
+
+def without_expert_merges(conversions: Sequence[Any]) -> list[Any]:
+    """Return transformers' weight conversions but for those that merge experts into one tensor.
+
+    A checkpoint with factorized experts holds each expert's matrices under the names they have in
+    memory; the parameters of blocks that stayed dense then do too.
+    """
+    from transformers.core_model_loading import WeightConverter
+
+    return [
+        entry
+        for entry in conversions
+        if not (
+            isinstance(entry, WeightConverter)
+            and any("experts" in target for target in entry.target_patterns)
+        )
+    ]
+
+
+def conversions_of(module: PreTrainedModel) -> list[Any]:
+    """Return the conversions that ``save_pretrained`` would revert for a module."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import PrefixChange
+
+    known = getattr(module, "_weight_conversions", None)
+    if known is not None:
+        return list(known)
+    mapping = get_model_conversion_mapping(module, add_legacy=False)
+    return [entry for entry in mapping if not isinstance(entry, PrefixChange)]

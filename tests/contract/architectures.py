@@ -226,6 +226,23 @@ TRANSFORMERS: dict[str, Architecture] = {
         num_local_experts=3,
         num_experts_per_tok=2,
     ),
+    "qwen2-moe": language_model(
+        "Qwen2MoeForCausalLM",
+        "Qwen2MoeConfig",
+        **DECODER,
+        moe_intermediate_size=24,
+        shared_expert_intermediate_size=24,
+        num_experts=4,
+        num_experts_per_tok=2,
+    ),
+    "gpt-oss": language_model(
+        "GptOssForCausalLM",
+        "GptOssConfig",
+        **DECODER,
+        num_local_experts=3,
+        num_experts_per_tok=2,
+        layer_types=["full_attention", "full_attention"],
+    ),
 }
 
 TIMM: dict[str, Architecture] = {
@@ -252,6 +269,14 @@ TIMM: dict[str, Architecture] = {
     "convnext": timm("test_convnext"),
     "resnet": timm("test_resnet"),
     "resnext": timm("resnext50_32x4d", layers=(1, 1, 1, 1), cardinality=4, base_width=8),
+    "resnext-wide": timm(
+        "resnext50_32x4d",
+        method="svd",
+        layers=(1, 1, 1, 1),
+        channels=(32, 32, 48, 48),
+        cardinality=2,
+        base_width=64,
+    ),
     "efficientnet": timm("test_efficientnet"),
     "mobilenetv4": timm("mobilenetv4_conv_small_035"),
     "eva": timm("eva02_tiny_patch14_224", 28, img_size=28, embed_dim=48, depth=2, num_heads=3),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from compressor.layers.expert_linear import ExpertLinear, Routed
 from compressor.layers.kinds import LAYER_KINDS, LayerKind, kind_of
 from compressor.layers.lowrank import LOW_RANK_TYPES
 from compressor.methods.decompose import decompose
@@ -23,6 +24,15 @@ def conv1d() -> nn.Module:
     module = Conv1D(12, 8)
     nn.init.normal_(module.bias)
     return module
+
+
+def expert(rows: int, *, bias: bool = True) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        module = ExpertLinear(8, 12, bias=bias)
+        module.routed = Routed(torch.arange(rows), rows)
+        return module
+
+    return build
 
 
 def convolution(**geometry: object) -> Callable[[], nn.Module]:
@@ -41,6 +51,10 @@ CASES: dict[str, dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]] = {
         "windows": (lambda: nn.Linear(8, 12), (4 * SAMPLES, 5, 8)),
     },
     "conv1d": {"tokens": (conv1d, (SAMPLES, 5, 8))},
+    "expert": {
+        "tokens": (expert(5 * SAMPLES), (5 * SAMPLES, 8)),
+        "no bias": (expert(5 * SAMPLES, bias=False), (5 * SAMPLES, 8)),
+    },
     "convolution1d": {
         "width 1": (sequence_convolution(kernel_size=1), (SAMPLES, 3, 5)),
         "width 3, no bias": (sequence_convolution(kernel_size=3, bias=False), (SAMPLES, 3, 6)),

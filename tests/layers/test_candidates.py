@@ -263,7 +263,7 @@ def test_convolutions_without_a_useful_rank():
     found = find_candidates(Cnn().eval(), torch.randn(2, 32, 6, 6), include=["*"])
     assert list(found.layers) == ["point"]
     assert found.left_dense["depthwise"].startswith("depthwise")
-    assert found.left_dense["grouped"] == "grouped convolution (2 groups)"
+    assert found.left_dense["grouped"] == "grouped convolution (2 groups of 16 channels)"
 
 
 def test_factorized_layers_are_told_and_not_taken_apart():
