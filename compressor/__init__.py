@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from compressor.methods.measurement import Measurement
     from compressor.methods.plan import Plan, read_plan
     from compressor.methods.recover import Recovery, recover
+    from compressor.quantization import quantize_
     from compressor.saving import save
     from compressor.stages import factorize, measure, plan
 
@@ -36,6 +37,7 @@ _HOMES = {
     "load": "compressor.checkpoint.load",
     "measure": "compressor.stages",
     "plan": "compressor.stages",
+    "quantize_": "compressor.quantization",
     "read_plan": "compressor.methods.plan",
     "recover": "compressor.methods.recover",
     "save": "compressor.saving",
@@ -55,6 +57,7 @@ __all__ = [
     "load",
     "measure",
     "plan",
+    "quantize_",
     "read_plan",
     "recover",
     "save",

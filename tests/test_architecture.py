@@ -28,7 +28,7 @@ FLOORS = (
     ("layers",),
     ("collapse",),
     ("methods",),
-    ("models", "data", "checkpoint", "evaluation", "hf"),
+    ("models", "data", "checkpoint", "evaluation", "hf", "quantization"),
     ("stages", "inspection", "measuring", "saving", "figures"),
     ("report",),
     ("result", "resume", "pipeline", "comparing", "api"),

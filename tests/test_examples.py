@@ -10,8 +10,10 @@ import torch
 from safetensors import safe_open
 
 import compressor.demo
+from compressor.cli import main
 from compressor.data.digits import DigitsSource
 from compressor.settings import DataSettings
+from tests import language
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -73,3 +75,31 @@ def test_the_digits_split_is_fixed_and_disjoint():
 @pytest.mark.parametrize("name", ["python_api.py"])
 def test_the_python_example_runs(name, tmp_path):
     assert "accuracy" in run_script(name, cwd=tmp_path)
+
+
+def test_a_budget_is_chosen_by_cross_validation(tmp_path):
+    printed = run_script("sklearn_classifier.py", cwd=tmp_path)
+    assert "chosen layers=" in printed
+    assert float(printed.split("accuracy")[-1].split()[0]) > 0.9
+
+
+def test_the_harness_takes_a_compressed_directory(tmp_path):
+    pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
+    language.save("llama", tmp_path / "llama")
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text(language.text())
+    words = ["--data", str(corpus), "--budget", "layers=60%", "--method", "svd", "--quiet"]
+    small = str(tmp_path / "small")
+    assert main(["compress", str(tmp_path / "llama"), *words, "--out", small]) == 0
+    rows = [{"pet": "dog", "answer": 0}, {"pet": "cat", "answer": 1}]
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "pets.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "tasks" / "pets.yaml").write_text(
+        "task: pets\ndataset_path: json\ndataset_kwargs:\n  data_files:\n"
+        f"    test: {tmp_path / 'pets.jsonl'}\ntest_split: test\noutput_type: multiple_choice\n"
+        'doc_to_text: "the {{pet}} sees the"\ndoc_to_choice: ["cat", "dog"]\n'
+        "doc_to_target: answer\nmetric_list:\n  - metric: acc\n"
+    )
+    options = ("--tasks", "pets", "--include", str(tmp_path / "tasks"))
+    printed = run_script("lm_eval_harness.py", small, *options, cwd=tmp_path)
+    assert 0 <= float(printed.split("pets  acc  ")[1].split()[0]) <= 1
