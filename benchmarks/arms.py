@@ -14,12 +14,12 @@ from typing import Literal
 from benchmarks.controls import CONTROLS, UNCHANGED
 from compressor.errors import UsageError, did_you_mean
 from compressor.methods.budget import granted, parse_budget
-from compressor.methods.guided import allocate, label
 from compressor.methods.measurement import Measurement
 from compressor.methods.method import METHODS
 from compressor.methods.metrics import METRICS, Needs
 from compressor.methods.plan import Plan, planned_layers
 from compressor.methods.recipe import Recipe
+from compressor.methods.sharing import allocate, label
 from compressor.stages import plan, subject_of
 
 DEFAULT = "nc1"

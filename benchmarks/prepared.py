@@ -29,10 +29,10 @@ from compressor.fingerprint import hash_of, hash_of_weights
 from compressor.forward import Forward
 from compressor.layers.candidates import Candidate
 from compressor.methods.factorize import Decompositions
-from compressor.methods.guided import label
 from compressor.methods.measurement import Measurement, default_device
 from compressor.methods.metrics import Needs, Truncation
 from compressor.methods.recipe import Recipe
+from compressor.methods.sharing import label
 from compressor.models import load_model
 from compressor.progress import SILENT
 from compressor.stages import factorize, gather, measure

@@ -183,6 +183,8 @@ class Choice(Strict):
         accuracy: Accuracy there, or None without labels.
         guided: Whether NC1 has a part in it.
         chosen: Whether the plan follows it.
+        made_from: Label of the candidate that it was made from; what NC1 guidance gained is told of
+            those that were made from none.
     """
 
     label: str
@@ -190,6 +192,7 @@ class Choice(Strict):
     accuracy: float | None
     guided: bool
     chosen: bool
+    made_from: str | None = None
 
 
 class RecoveryFigures(Strict):

@@ -7,14 +7,18 @@ contains unguided recipes: what NC1 guidance gained or lost is in the report.
 
 from __future__ import annotations
 
-from compressor.methods.allocation import ALLOCATORS, options
+from collections.abc import Callable
+from functools import partial
+
 from compressor.methods.constraints import Constraints
 from compressor.methods.measurement import Measurement
 from compressor.methods.method import METHODS, Decision
-from compressor.methods.metrics import LAYER_WEIGHTS, Needs
+from compressor.methods.metrics import Needs
 from compressor.methods.recipe import Recipe
+from compressor.methods.select import Trials
+from compressor.methods.sharing import allocate
 from compressor.progress import Progress
-from compressor.schema import Choice
+from compressor.tokens import TokenForward
 
 GRADIENT_GRID = (
     Recipe(metric="fisher"),
@@ -59,63 +63,26 @@ class Guided:
     ) -> Decision:
         """Allocate the budget under each recipe and keep the best on the selection data.
 
-        Without selection data the grid's first recipe is taken.
+        With gradients of class predictions, two more are made of the best: one whose layers weigh
+        what they lose by measurement, and one whose factors are refitted in sequence. Without
+        selection data the grid's first recipe is taken.
         """
         grid = GRADIENT_GRID if measurement.gradients else FORWARD_GRID
         if measurement.selection is None:
             recipe = grid[0]
             return Decision(allocate(measurement, recipe, constraints, multiple=multiple), recipe)
-        tried: list[tuple[Choice, Decision]] = []
-        for open_recipe in progress.track(grid, description="select", total=len(grid)):
-            ranks = allocate(measurement, open_recipe, constraints, multiple=multiple)
-            found, model = measurement.judged(ranks, open_recipe)
-            recipe = found.recipe
-            choice = Choice(
-                label=label(recipe),
-                kl=found.kl,
-                accuracy=found.accuracy,
-                guided=recipe.guided,
-                chosen=False,
-            )
-            if model is not None and all(choice.kl < other.kl for other, _ in tried):
-                measurement.keep(ranks, recipe, model)
-            tried.append((choice, Decision(ranks, recipe)))
-        best = min(range(len(tried)), key=lambda i: (tried[i][0].kl, -(tried[i][0].accuracy or 0)))
-        selection = tuple(
-            choice.model_copy(update={"chosen": index == best})
-            for index, (choice, _) in enumerate(tried)
-        )
-        decision = tried[best][1]
-        return Decision(decision.ranks, decision.recipe, selection)
-
-
-def allocate(
-    measurement: Measurement, recipe: Recipe, constraints: Constraints, *, multiple: int
-) -> dict[str, int]:
-    """Return the ranks that a recipe gives within what the candidates may cost together."""
-    layers = {}
-    for name, layer in measurement.candidates.layers.items():
-        tail = measurement.decompositions.get(name, recipe).decomposition.tail()
-        weight = LAYER_WEIGHTS.get(recipe.layer_weight)(
-            measurement.layers.get(name), float(tail[0]), recipe
-        )
-        losses = (tail * weight).cpu().numpy()
-        layers[name] = options(layer, losses, constraints, multiple=multiple)
-    return ALLOCATORS.get(recipe.allocation)(layers, constraints.limits)
-
-
-def label(recipe: Recipe) -> str:
-    """Return a recipe in a few words, for tables."""
-    parts = [recipe.metric.replace("_", " ")]
-    if recipe.alpha != 1:
-        parts.append(f"α={'q/(1+q)' if recipe.alpha == 'nc1' else recipe.alpha}")
-    if recipe.allocation != "knapsack":
-        parts.append(recipe.allocation)
-    elif recipe.layer_weight != "one":
-        parts.append(recipe.layer_weight)
-    if recipe.beta > 0:
-        parts.append(f"β={recipe.beta:g}")
-    return ", ".join(parts)
+        trials = Trials(measurement)
+        steps: list[Callable[[], None]] = [
+            partial(trials.add, recipe, constraints, multiple=multiple) for recipe in grid
+        ]
+        if measurement.gradients and not isinstance(measurement.forward, TokenForward):
+            steps += [
+                partial(trials.add_measured, constraints, multiple=multiple),
+                trials.add_refitted,
+            ]
+        for step in progress.track(steps, description="select", total=len(steps)):
+            step()
+        return trials.decision()
 
 
 METHODS.register("nc1")(Guided())

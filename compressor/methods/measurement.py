@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 from torch import Tensor, nn
 
 from compressor.cache import Cache, Tensors
@@ -18,10 +18,12 @@ from compressor.evaluation.loop import Evaluation, evaluate
 from compressor.evaluation.tokens import TokenLogits
 from compressor.forward import Batches, Forward
 from compressor.layers.candidates import Candidates
+from compressor.methods.attribution import attributed_divergence
 from compressor.methods.factorize import Decompositions, factorized
 from compressor.methods.metrics import Needs
 from compressor.methods.norms import NormInputs, corrected_norms, has_batch_norms, norm_inputs
 from compressor.methods.recipe import Recipe
+from compressor.methods.refit import refitted
 from compressor.progress import SILENT, Progress
 from compressor.tokens import TokenForward
 
@@ -129,6 +131,8 @@ class Measurement:
         if made is not None:
             return made, recipe
         plain = factorized(self.model, self.candidates.layers, ranks, recipe, self.decompositions)
+        if recipe.refit is not None:
+            return self._refitted(plain, recipe, recipe.refit, progress)
         if recipe.norm_correction is False or not has_batch_norms(self.model):
             return plain, recipe.model_copy(update={"norm_correction": False})
         corrected = corrected_norms(
@@ -168,6 +172,44 @@ class Measurement:
             found = self.cache.record("judgement", of, make)
         judgement = Judgement.model_validate(found)
         return judgement, made[0] if made else None
+
+    def attributed(self, ranks: dict[str, int], recipe: Recipe) -> dict[str, float]:
+        """Return each factorized layer's share of the KL on calibration data, or recall it."""
+
+        def make() -> dict[str, object]:
+            model, settled = self.factorized(ranks, recipe)
+            self.keep(ranks, settled, model)
+            return dict(
+                attributed_divergence(
+                    self.model,
+                    model,
+                    self.candidates.layers,
+                    self.calibration,
+                    forward=self.forward,
+                )
+            )
+
+        of = {"ranks": sorted(ranks.items()), "recipe": recipe.model_dump(mode="json")}
+        found = make() if self.cache is None else self.cache.record("shares", of, make)
+        return TypeAdapter(dict[str, float]).validate_python(found)
+
+    def _refitted(
+        self, plain: nn.Module, recipe: Recipe, ridge: float, progress: Progress
+    ) -> tuple[nn.Module, Recipe]:
+        """Return a factorized model refitted; BatchNorm is corrected on the way unless refused."""
+        norms = recipe.norm_correction is not False and has_batch_norms(self.model)
+        fitted = refitted(
+            self.model,
+            plain,
+            self.candidates.layers,
+            self.calibration,
+            forward=self.forward,
+            ridge=ridge,
+            norms=norms,
+            seed=self.seed,
+            progress=progress,
+        )
+        return fitted, recipe.model_copy(update={"norm_correction": norms})
 
     def keep(self, ranks: dict[str, int], recipe: Recipe, made: nn.Module) -> None:
         """Keep a model that was made to be judged, for the one call that will ask for it again."""

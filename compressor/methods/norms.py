@@ -37,7 +37,7 @@ Hook = Callable[[nn.Module, tuple[Tensor, ...]], None]
 
 def has_batch_norms(model: nn.Module) -> bool:
     """Return whether the model has BatchNorm layers with running statistics."""
-    return bool(_norms(model))
+    return bool(norms_of(model))
 
 
 def norm_inputs(
@@ -61,11 +61,11 @@ def norm_inputs(
     def remember(name: str) -> Hook:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             del module
-            found[-1].moments[name].append(_moments(args[0]))
+            found[-1].moments[name].append(channel_moments(args[0]))
 
         return hook
 
-    handles = [m.register_forward_pre_hook(remember(n)) for n, m in _norms(dense).items()]
+    handles = [m.register_forward_pre_hook(remember(n)) for n, m in norms_of(dense).items()]
     seen = 0
     try:
         with torch.inference_mode():
@@ -105,25 +105,14 @@ def corrected_norms(
         progress: Told of each batch.
     """
     corrected = structural_copy(compressed).eval()
-    norms = _norms(corrected)
-    original = {name: _statistics(module) for name, module in norms.items()}
-    for module in norms.values():
-        for name in ("running_mean", "running_var"):
-            setattr(module, name, getattr(module, name).clone())
+    norms = norms_of(corrected)
+    corrections = {name: NormCorrection(module) for name, module in norms.items()}
     expected: dict[str, list[Moments]] = {}
-    shifts: dict[str, list[Tensor]] = defaultdict(list)
-    ratios: dict[str, list[Tensor]] = defaultdict(list)
 
     def correct(name: str) -> Hook:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            mean, variance = _moments(args[0])
-            dense_mean, dense_variance = expected[name].pop(0)
-            shifts[name].append(mean - dense_mean)
-            ratios[name].append(
-                variance.clamp_min(_SMALLEST_VARIANCE)
-                / dense_variance.clamp_min(_SMALLEST_VARIANCE)
-            )
-            _apply(module, original[name], shifts[name], ratios[name])
+            del module
+            corrections[name].meet(expected[name].pop(0), channel_moments(args[0]))
 
         return hook
 
@@ -141,12 +130,47 @@ def corrected_norms(
     return corrected
 
 
-def _norms(model: nn.Module) -> dict[str, nn.Module]:
+class NormCorrection:
+    """The correction of one BatchNorm layer, as batches come.
+
+    Args:
+        module: The layer; it is given statistics of its own, which are moved.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._original = _statistics(module)
+        self._shifts: list[Tensor] = []
+        self._log_ratios: list[Tensor] = []
+        for name in ("running_mean", "running_var"):
+            setattr(module, name, getattr(module, name).clone())
+
+    def meet(self, dense: Moments, compressed: Moments) -> None:
+        """Take in one batch: move the statistics by the mean correction over those so far."""
+        (dense_mean, dense_variance), (mean, variance) = dense, compressed
+        ratio = variance.clamp_min(_SMALLEST_VARIANCE) / dense_variance.clamp_min(
+            _SMALLEST_VARIANCE
+        )
+        self._shifts.append(mean - dense_mean)
+        self._log_ratios.append(ratio.log())
+        own_mean, own_variance = _statistics(self._module)
+        own_mean.copy_(self._original[0] + torch.stack(self._shifts).mean(0))
+        own_variance.copy_(self._original[1] * torch.stack(self._log_ratios).mean(0).exp())
+
+
+def norms_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the BatchNorm layers with running statistics, by name."""
     return {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, _NORMS) and module.running_mean is not None
     }
+
+
+def channel_moments(inputs: Tensor) -> Moments:
+    """Return per-channel mean and variance of [B, c, ...]."""
+    axes = [axis for axis in range(inputs.ndim) if axis != 1]
+    return inputs.mean(axes), inputs.var(axes, unbiased=False)
 
 
 def _statistics(module: nn.Module) -> Moments:
@@ -155,21 +179,3 @@ def _statistics(module: nn.Module) -> Moments:
     assert isinstance(mean, Tensor)
     assert isinstance(variance, Tensor)
     return mean, variance
-
-
-def _moments(inputs: Tensor) -> Moments:
-    """Return per-channel mean and variance of [B, c, ...]."""
-    axes = [axis for axis in range(inputs.ndim) if axis != 1]
-    return inputs.mean(axes), inputs.var(axes, unbiased=False)
-
-
-def _apply(
-    module: nn.Module,
-    original: Moments,
-    shifts: list[Tensor],
-    ratios: list[Tensor],
-) -> None:
-    """Set the statistics to the original ones, moved by the mean correction so far."""
-    mean, variance = _statistics(module)
-    mean.copy_(original[0] + torch.stack(shifts).mean(0))
-    variance.copy_(original[1] * torch.stack(ratios).log().mean(0).exp())

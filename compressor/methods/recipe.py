@@ -17,6 +17,7 @@ class Recipe(BaseModel):
         layer_weight: Registered weight s_l of a layer's loss when the budget is shared.
         beta: Strength of NC1 guidance, the exponent of q in the layer weight.
         allocation: Registered allocator, or the name of the method whose own rule it is.
+        refit: Ridge of the sequential refit (`compressor.methods.refit`); None leaves it out.
         norm_correction: Correct BatchNorm statistics relative to the dense model; None lets
             held-out data decide.
     """
@@ -28,6 +29,7 @@ class Recipe(BaseModel):
     layer_weight: str = "one"
     beta: Annotated[float, Field(ge=0)] = 0.0
     allocation: str = "knapsack"
+    refit: Annotated[float, Field(gt=0)] | None = None
     norm_correction: bool | None = None
 
     @property

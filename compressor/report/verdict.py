@@ -93,8 +93,9 @@ def _verdict_on_perplexity(ratio: float) -> tuple[Grade, str]:
 
 def guidance(report: Report) -> str | None:
     """Return what NC1 guidance gained over the best unguided choice, on the selection data."""
-    guided = [choice.kl for choice in report.selection if choice.guided]
-    unguided = [choice.kl for choice in report.selection if not choice.guided]
+    first = [choice for choice in report.selection if choice.made_from is None]
+    guided = [choice.kl for choice in first if choice.guided]
+    unguided = [choice.kl for choice in first if not choice.guided]
     if not guided or not unguided:
         return None
     chosen = next((choice for choice in report.selection if choice.chosen), None)

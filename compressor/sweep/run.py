@@ -17,9 +17,9 @@ from compressor.figures import Loaded, data_figures, model_figures, versions
 from compressor.fingerprint import code_version, hash_of, hash_of_weights
 from compressor.layers.candidates import Candidates
 from compressor.methods.budget import parse_budget
-from compressor.methods.guided import label
 from compressor.methods.measurement import Measurement
 from compressor.methods.method import METHODS
+from compressor.methods.sharing import label
 from compressor.methods.subject import Subject
 from compressor.pipeline import (
     Stopwatch,

@@ -7,8 +7,9 @@ import dataclasses
 import pytest
 
 from compressor.methods.constraints import weights_within
-from compressor.methods.guided import FORWARD_GRID, GRADIENT_GRID, Guided, allocate, label
+from compressor.methods.guided import FORWARD_GRID, GRADIENT_GRID, Guided
 from compressor.methods.recipe import Recipe
+from compressor.methods.sharing import allocate, label
 from compressor.progress import SILENT
 from tests.methods.measured import measured
 
@@ -30,13 +31,21 @@ def test_takes_the_least_kl_on_selection_data(gradients):
     found = measured(gradients=gradients)
     decision = Guided().decide(found, half(), multiple=1, progress=SILENT)
     grid = GRADIENT_GRID if gradients else FORWARD_GRID
-    assert len(decision.selection) == len(grid)
+    first = [choice for choice in decision.selection if choice.made_from is None]
+    assert len(first) == len(grid)
+    made = {choice.label for choice in decision.selection} - {choice.label for choice in first}
+    assert any("measured" in name for name in made) == gradients
+    assert any("refitted" in name for name in made) == gradients
+    assert len({choice.label for choice in decision.selection}) == len(decision.selection)
     chosen = [choice for choice in decision.selection if choice.chosen]
     assert len(chosen) == 1
     assert chosen[0].kl == min(choice.kl for choice in decision.selection)
     assert chosen[0].label == label(decision.recipe)
     made, _ = found.factorized(decision.ranks, decision.recipe)
     assert found.divergence(made) == pytest.approx(chosen[0].kl)
+    found.keep({}, decision.recipe, made)  # what was kept is forgotten: it is made anew
+    again, _ = found.factorized(decision.ranks, decision.recipe)
+    assert found.divergence(again) == pytest.approx(chosen[0].kl)
 
 
 def test_without_selection_data_the_first_recipe_is_taken():

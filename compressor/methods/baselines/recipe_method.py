@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from compressor.methods.constraints import Constraints
-from compressor.methods.guided import allocate
 from compressor.methods.measurement import Measurement
 from compressor.methods.method import Decision
 from compressor.methods.metrics import METRICS, Needs
 from compressor.methods.recipe import Recipe
+from compressor.methods.sharing import allocate
 from compressor.progress import Progress
 
 

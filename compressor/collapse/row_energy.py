@@ -1,0 +1,82 @@
+"""How much the predictions depend on each row of a layer's output: the gradient's size there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.collapse.capture import fisher_gradient, frozen
+from compressor.forward import Forward, Inputs, batch_length
+from compressor.layers.candidates import Candidate
+from compressor.layers.kinds import LAYER_KINDS
+
+RowEnergies = dict[str, list[Tensor]]
+"""‖δ‖² [B, P] at the output rows of each layer, one tensor for each of its calls in order."""
+
+
+def row_energies(
+    model: nn.Module,
+    layers: Mapping[str, Candidate],
+    names: Iterable[str],
+    inputs: Inputs,
+    *,
+    forward: Forward,
+    generator: torch.Generator,
+) -> RowEnergies:
+    """Return ‖δ‖² at each output row, with δ drawn as for the Fisher, up to one common factor.
+
+    Args:
+        model: The dense model, in eval mode.
+        layers: The candidates by name.
+        names: Those that are asked for.
+        inputs: One batch.
+        forward: How to call the model on classes.
+        generator: Source of the random signs.
+    """
+    modules = dict(model.named_modules())
+    samples = batch_length(inputs)
+    found: dict[str, dict[int, Tensor]] = {name: {} for name in names}
+
+    def watch(name: str) -> Callable[..., Any]:
+        kind, calls = LAYER_KINDS.get(layers[name].kind), found[name]
+
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+            del args
+            call = len(calls)
+            rows = kind.output_rows(module, output.detach(), samples)
+            calls[call] = torch.zeros(rows.shape[:2], device=rows.device)
+
+            def keep(gradient: Tensor) -> None:
+                seen = kind.output_rows(module, gradient, samples)
+                calls[call] = seen.float().square().sum(-1)
+
+            if output.requires_grad:
+                output.register_hook(keep)  # type: ignore[no-untyped-call]
+                return None
+            leaf = output.detach().requires_grad_()
+            leaf.register_hook(keep)  # type: ignore[no-untyped-call]
+            return leaf.clone()
+
+        return hook
+
+    with frozen(model), ExitStack() as hooks, torch.enable_grad():
+        for name in found:
+            handle = modules[name].register_forward_hook(watch(name))
+            hooks.callback(handle.remove)
+        logits = forward(model, inputs)
+        drawn = fisher_gradient(logits, generator)
+        if logits.requires_grad:
+            # Scaled to 1: products of tiny gradients are denormal, and a hundred times slower.
+            largest = drawn.abs().max().clamp_min(torch.finfo(drawn.dtype).tiny)
+            torch.autograd.backward(logits, (drawn / largest).to(logits.dtype))
+            scale = float(largest) ** 2
+        else:
+            scale = 1.0
+    return {
+        name: [calls[call].double() * scale for call in sorted(calls)]
+        for name, calls in found.items()
+    }

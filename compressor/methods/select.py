@@ -1,0 +1,79 @@
+"""Trying candidates on held-out data and keeping the best."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from compressor.methods.constraints import Constraints
+from compressor.methods.measurement import Measurement
+from compressor.methods.method import Decision
+from compressor.methods.recipe import Recipe
+from compressor.methods.refit import RIDGE
+from compressor.methods.sharing import MEASURED, allocate, label, measured_ranks
+from compressor.schema import Choice
+
+
+class Trials:
+    """Candidates tried on the selection data, of which the best is kept.
+
+    Args:
+        measurement: With selection data.
+    """
+
+    def __init__(self, measurement: Measurement) -> None:
+        self._measurement = measurement
+        self._tried: list[tuple[Choice, Decision]] = []
+
+    def add(self, recipe: Recipe, constraints: Constraints, *, multiple: int) -> None:
+        """Try a recipe with the ranks that it gives."""
+        ranks = allocate(self._measurement, recipe, constraints, multiple=multiple)
+        self.judge(ranks, recipe)
+
+    def add_measured(self, constraints: Constraints, *, multiple: int) -> None:
+        """Try the best so far, its layers weighed by their shares of the KL that it really has."""
+        best = self.best()
+        ranks = measured_ranks(
+            self._measurement, best.ranks, best.recipe, constraints=constraints, multiple=multiple
+        )
+        recipe = best.recipe.model_copy(
+            update={"layer_weight": "one", "beta": 0.0, "allocation": MEASURED}
+        )
+        self.judge(ranks, recipe, made_from=label(best.recipe))
+
+    def add_refitted(self) -> None:
+        """Try the best so far with its second factors refitted in sequence."""
+        best = self.best()
+        refitted = best.recipe.model_copy(update={"refit": RIDGE})
+        self.judge(best.ranks, refitted, made_from=label(best.recipe))
+
+    def judge(self, ranks: dict[str, int], recipe: Recipe, *, made_from: str | None = None) -> None:
+        """Factorize and judge a candidate, and tell which other one it was made from."""
+        found, model = self._measurement.judged(ranks, recipe)
+        choice = Choice(
+            label=label(found.recipe),
+            kl=found.kl,
+            accuracy=found.accuracy,
+            guided=found.recipe.guided,
+            chosen=False,
+            made_from=made_from,
+        )
+        if model is not None and all(choice.kl < other.kl for other, _ in self._tried):
+            self._measurement.keep(ranks, found.recipe, model)
+        self._tried.append((choice, Decision(ranks, found.recipe)))
+
+    def best(self) -> Decision:
+        """Return the best so far."""
+        return self._tried[self._index()][1]
+
+    def decision(self) -> Decision:
+        """Return the best, with all that were tried."""
+        best = self._index()
+        selection = tuple(
+            choice.model_copy(update={"chosen": index == best})
+            for index, (choice, _) in enumerate(self._tried)
+        )
+        return replace(self._tried[best][1], selection=selection)
+
+    def _index(self) -> int:
+        choices = [choice for choice, _ in self._tried]
+        return min(range(len(choices)), key=lambda i: (choices[i].kl, -(choices[i].accuracy or 0)))

@@ -1,0 +1,225 @@
+"""The sequential refit against ridge regression written out, on the inputs that layers get."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from compressor.collapse.row_energy import row_energies
+from compressor.errors import LayerError
+from compressor.forward import Forward
+from compressor.layers.surgery import structural_copy
+from compressor.methods.constraints import weights_within
+from compressor.methods.norms import norm_inputs
+from compressor.methods.recipe import Recipe
+from compressor.methods.refit import Twin, refitted
+from compressor.methods.sharing import allocate
+from compressor.stages import measure
+from tests.methods.measured import batches, measured
+
+WEIGHTS = (24 * 40 + 40 * 32) // 3
+RIDGE = 0.05
+
+
+def doubles(count, size=16, seed=0):
+    return [(x.double(), labels) for x, labels in batches(count, size, seed)]
+
+
+@pytest.fixture(scope="module")
+def models():
+    """The dense classifier in float64 and a truncated copy; its layer ``b`` has no bias."""
+    found = measured()
+    ranks = allocate(
+        found, Recipe(metric="fisher"), weights_within(found.candidates.layers, WEIGHTS), multiple=1
+    )
+    small, _ = found.factorized(ranks, Recipe(metric="fisher"))
+    dense = nn.Sequential(*[structural_copy(found.model)])[0]
+    return own(dense).double(), own(small).double(), found.candidates.layers
+
+
+def own(model):
+    """Return a copy with parameters of its own."""
+    import copy
+
+    return copy.deepcopy(model)
+
+
+def energies_of(dense, layers, x):
+    generator = torch.Generator().manual_seed(0)
+    return row_energies(dense, layers, list(layers), x, forward=Forward(), generator=generator)
+
+
+def ridge_oracle(down, start, rows, wanted, weights, *, bias):
+    """Return (U, b) that minimise Σ w ‖y − U V z − b‖² + λ ‖U − U₀‖² by stacked least squares."""
+    hidden = rows @ down.T
+    total = weights.sum()
+    mean = weights @ hidden / total if bias else np.zeros(hidden.shape[1])
+    gram = (hidden - mean).T @ ((hidden - mean) * weights[:, None]) / total
+    ridge = RIDGE * gram.diagonal().mean() * total
+    root = np.sqrt(weights)[:, None]
+    features = np.hstack([hidden, np.ones((len(hidden), 1))]) if bias else hidden
+    penalty = np.sqrt(ridge) * np.eye(hidden.shape[1], features.shape[1])
+    left = np.vstack([features * root, penalty])
+    right = np.vstack([wanted * root, np.sqrt(ridge) * start.T])
+    solution = np.linalg.lstsq(left, right, rcond=None)[0]
+    return (solution[:-1].T, solution[-1]) if bias else (solution.T, None)
+
+
+def test_each_layer_is_the_ridge_solution_on_the_refitted_prefix(models):
+    dense, small, layers = models
+    ((x, labels),) = doubles(1, size=64)
+    fitted = refitted(dense, small, layers, [(x, labels)], forward=Forward(), ridge=RIDGE)
+    energies = energies_of(dense, layers, x)
+    with torch.no_grad():
+        inputs = {"a": (x, x)}
+        first, second = torch.relu(dense.a(x)), torch.relu(fitted.a(x))
+        inputs["b"] = (first, second)
+        for name, (given, got) in inputs.items():
+            layer = getattr(small, name)
+            up, bias = ridge_oracle(
+                layer.down.weight.numpy(),
+                layer.weight.numpy(),
+                got.flatten(0, 1).numpy(),
+                getattr(dense, name)(given).flatten(0, 1).numpy(),
+                energies[name][0].flatten().numpy(),
+                bias=layer.bias is not None,
+            )
+            found = getattr(fitted, name)
+            np.testing.assert_allclose(found.weight.numpy(), up, rtol=1e-7, atol=1e-9)
+            assert torch.equal(found.down.weight, layer.down.weight)
+            if bias is not None:
+                np.testing.assert_allclose(found.bias.numpy(), bias, rtol=1e-7, atol=1e-9)
+
+
+def test_batches_of_the_first_layer_add_up_to_one_batch(models):
+    dense, small, layers = models
+    parts = doubles(4)
+    whole = (torch.cat([x for x, _ in parts]), None)
+    several = refitted(dense, small, layers, parts, forward=Forward(), ridge=RIDGE)
+    generator = torch.Generator().manual_seed(0)
+    weights = [
+        row_energies(dense, layers, ["a"], x, forward=Forward(), generator=generator)["a"][0]
+        for x, _ in parts
+    ]
+    with torch.no_grad():
+        up, bias = ridge_oracle(
+            small.a.down.weight.numpy(),
+            small.a.weight.numpy(),
+            whole[0].flatten(0, 1).numpy(),
+            dense.a(whole[0]).flatten(0, 1).numpy(),
+            torch.cat(weights).flatten().numpy(),
+            bias=True,
+        )
+    np.testing.assert_allclose(several.a.weight.detach().numpy(), up, rtol=1e-7, atol=1e-9)
+    np.testing.assert_allclose(several.a.bias.detach().numpy(), bias, rtol=1e-7, atol=1e-9)
+
+
+def test_comes_nearer_to_the_dense_model_and_leaves_both_as_they_were(models):
+    dense, small, layers = models
+    before = {key: value.clone() for key, value in small.state_dict().items()}
+    given = doubles(8, seed=3)
+    fitted = refitted(dense, small, layers, given, forward=Forward())
+    assert all(torch.equal(value, before[key]) for key, value in small.state_dict().items())
+    x = torch.cat([x for x, _ in doubles(8, seed=4)])
+    with torch.no_grad():
+        errors = [float((m(x) - dense(x)).square().mean()) for m in (small, fitted)]
+    assert errors[1] < errors[0]
+
+
+def test_row_energies_are_the_squared_gradients(models):
+    dense, _, layers = models
+    ((x, _),) = doubles(1, size=8)
+    found = energies_of(dense, layers, x)
+    from compressor.collapse.capture import fisher_gradient
+
+    out = {}
+    handles = [
+        getattr(dense, name).register_forward_hook(
+            lambda module, args, output, name=name: out.setdefault(name, output).retain_grad()
+        )
+        for name in layers
+    ]
+    logits = dense(x)
+    drawn = fisher_gradient(logits, torch.Generator().manual_seed(0))
+    logits.backward(drawn.double())
+    for handle in handles:
+        handle.remove()
+    for name in layers:
+        torch.testing.assert_close(found[name][0], out[name].grad.square().sum(-1))
+    dense.zero_grad()
+
+
+def test_padding_does_not_count():
+    from compressor.methods.refit import Fit
+
+    found = measured()
+    small, _ = found.factorized({"a": 5, "b": 4}, Recipe(metric="fisher"))
+    rows = torch.randn(2, 3, 24)
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    solutions = []
+    for junk in (0.0, 100.0):
+        inputs = torch.where(mask[..., None] == 0, junk, rows)
+        layer = own(small.a)
+        fit = Fit("a", found.candidates.layers["a"], found.model.a, layer, ridge=0.1)
+        with torch.no_grad():
+            fit.meet(inputs, found.model.a(inputs), 2, torch.ones(2, 3).double(), mask)
+        solutions.append(layer.weight.detach())
+    assert torch.equal(*solutions)
+
+
+class Cnn(nn.Module):
+    """Two convolutions with a BatchNorm each."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm1 = nn.Conv2d(16, 32, 3, bias=False), nn.BatchNorm2d(32)
+        self.second, self.norm2 = nn.Conv2d(32, 32, 1, bias=False), nn.BatchNorm2d(32)
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.norm1(self.first(x)))
+        return self.head(torch.relu(self.norm2(self.second(x))).mean((2, 3)))
+
+
+def test_norms_are_corrected_on_the_refitted_prefix():
+    torch.manual_seed(0)
+    model = Cnn().eval()
+    given = [(torch.randn(12, 16, 6, 6), torch.arange(12) % 4) for _ in range(4)]
+    found = measure(model, given, heads=("head",))
+    recipe = Recipe(metric="fisher", refit=0.1)
+    one = [given[0]]
+    plain, _ = found.factorized({"first": 6, "second": 5}, Recipe(metric="fisher"))
+    small = refitted(model, own(plain), found.candidates.layers, one, forward=Forward(), norms=True)
+    dense = norm_inputs(model, one, forward=Forward())[0].moments
+    moved = norm_inputs(small, one, forward=Forward())[0].moments
+    for name in ("norm1", "norm2"):
+        shift = moved[name][0][0] - dense[name][0][0]
+        torch.testing.assert_close(
+            small.get_submodule(name).running_mean,
+            model.get_submodule(name).running_mean + shift,
+            rtol=1e-4,
+            atol=1e-5,
+        )
+    made, settled = found.factorized({"first": 6, "second": 5}, recipe)
+    assert settled.norm_correction is True
+    assert not torch.equal(made.first.weight, plain.first.weight)
+
+
+def test_what_is_not_finite_names_the_layer(models):
+    dense, small, layers = models
+    broken = own(small)
+    with torch.no_grad():
+        broken.a.down.weight[0, 0] = torch.inf
+    with pytest.raises(LayerError, match="a"):
+        refitted(dense, broken, layers, doubles(1), forward=Forward())
+
+
+def test_a_twin_answers_for_the_dense_layer():
+    dense = nn.Linear(3, 2)
+    twin = Twin(dense, nn.Linear(3, 2), lambda *given: None)
+    assert twin.weight is dense.weight
+    assert twin.in_features == 3
+    with pytest.raises(AttributeError, match="nothing"):
+        twin.nothing  # noqa: B018
