@@ -60,7 +60,7 @@ class SharedDecompositions(Decompositions):
         super().__init__(measurement.model, layers, statistics)
         self._spent: dict[Key, Spent] = {}
         self._used: set[Key] = set()
-        self._made: set[Key] = set()
+        self._fresh: set[Key] = set()
 
     def get(self, name: str, recipe: Recipe) -> Truncation:
         """Return one layer's decomposition in the recipe's metric."""
@@ -74,12 +74,12 @@ class SharedDecompositions(Decompositions):
         tensors = (found.decomposition.energies, found.decomposition.up, found.decomposition.down)
         held = sum(tensor.nelement() * tensor.element_size() for tensor in tensors)
         self._spent[key] = Spent(seconds, held)
-        self._made.add(key)
+        self._fresh.add(key)
         return found
 
     def begin(self) -> None:
         """Forget what was used."""
-        self._used, self._made = set(), set()
+        self._used, self._fresh = set(), set()
 
     @property
     def used(self) -> Spent:
@@ -89,7 +89,7 @@ class SharedDecompositions(Decompositions):
     @property
     def made(self) -> Spent:
         """What was made since then."""
-        return self._sum(self._made)
+        return self._sum(self._fresh)
 
     def _sum(self, keys: Iterable[Key]) -> Spent:
         found = [self._spent[key] for key in keys if key in self._spent]
