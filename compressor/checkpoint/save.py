@@ -131,7 +131,7 @@ def refuse_existing(directory: Path, *, overwrite: bool) -> None:
         return
     if not directory.is_dir() or directory.is_symlink():
         raise OutputExistsError(f"{directory} exists and is no directory. Choose another --out.")
-    if not any(directory.iterdir()):
+    if _is_empty(directory):
         return
     if not overwrite:
         raise OutputExistsError(
@@ -142,6 +142,14 @@ def refuse_existing(directory: Path, *, overwrite: bool) -> None:
             f"{directory} was not written by compressor, so --overwrite does not replace it. "
             "Choose another --out, or remove it yourself."
         )
+
+
+def _is_empty(directory: Path) -> bool:
+    """Return whether a directory holds nothing, or was removed meanwhile."""
+    try:
+        return not any(directory.iterdir())
+    except FileNotFoundError:
+        return True
 
 
 def _refuse_unwritable(path: Path) -> None:

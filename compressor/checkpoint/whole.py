@@ -120,7 +120,7 @@ def move_into_place(temporary: Path, path: Path, *, overwrite: bool) -> None:
         OSError: If the file system refuses.
     """
     with signals_held():
-        if overwrite and path.is_dir() and any(path.iterdir()):
+        if overwrite and path.is_dir():
             if not _exchange(temporary, path):
                 _step_aside(temporary, path)
         else:

@@ -77,7 +77,10 @@ Checkpoint = Annotated[
 ]
 Factory = Annotated[
     str | None,
-    _option("Model", help="path/to/file.py:factory that rebuilds a saved plain torch model."),
+    _option(
+        "Model",
+        help="path/to/file.py:factory that rebuilds a saved plain torch model; its code is run.",
+    ),
 ]
 InputSize = Annotated[
     str | None,

@@ -42,7 +42,7 @@ class SavedSource:
 
         try:
             loaded = datasets.load_from_disk(reference)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # damage shows wherever the library first runs into it
             raise DataError(
                 f"{reference} looks like a saved dataset but cannot be loaded: "
                 f"{str(error).strip() or type(error).__name__}. Save it again with "

@@ -111,12 +111,14 @@ def _load(files: list[Path]) -> Any:
     options = _csv_options(files[0]) if builder == "csv" else {}
     try:
         with quiet():
-            return datasets.load_dataset(
+            table = datasets.load_dataset(
                 builder,
                 data_files={"train": [glob.escape(str(file)) for file in files]},
                 split="train",
                 **options,
             )
+            table.data.table.validate(full=True)  # texts may hold bytes that are no UTF-8
+            return table
     except (datasets.exceptions.DatasetsError, ValueError, OSError, KeyError, TypeError) as error:
         if "corresponds to no data" in str(error):  # how `datasets` says that there are no rows
             raise DataError(f"{files[0]} is empty: it has a header, but no rows.") from error

@@ -291,9 +291,9 @@ def _refuse_compressed(path: Path) -> None:
     Raises:
         ModelError: If an entry is compressed, or they claim more bytes than there are.
     """
-    if not zipfile.is_zipfile(path):
-        return
     try:
+        if not zipfile.is_zipfile(path):
+            return
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
