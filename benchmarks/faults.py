@@ -190,6 +190,7 @@ def start(work: Work, fault: Fault, out: Path, log: Path) -> int:
 
 def prepare(fault: Fault, root: Path) -> None:
     """Set limits, or have the fault happen before its file operation."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells may have it ignored
     if fault.name == "file size" and fault.limit is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (fault.limit, fault.limit))
@@ -378,11 +379,11 @@ def warmed(work: Work) -> Work:
     return work
 
 
-def every_step(work: Work, names: tuple[str, ...]) -> list[Fault]:
-    """Return each named fault at every file operation of ``work``."""
+def every_step(work: Work, names: tuple[str, ...], stride: int) -> list[Fault]:
+    """Return each named fault at every file operation of ``work``, or at each ``stride``-th."""
     with tempfile.TemporaryDirectory(prefix="faults-", dir=PLACE) as place:
         steps, _ = count_steps(work, Path(place))
-    return [Fault(name, step=step) for name in names for step in range(steps + 8)]
+    return [Fault(name, step=step) for name in names for step in range(0, steps + 8, stride)]
 
 
 def summary(trials: list[Trial]) -> dict[str, Any]:
@@ -409,6 +410,7 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=240, help="random faults (240)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--every-step", action="store_true", help="save at every step, and no more")
+    parser.add_argument("--stride", type=int, default=1, help="look at each how-manieth step")
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -421,7 +423,7 @@ def main() -> int:
     inputs = [compressor.demo.MODEL]
     if options.every_step:
         work = warmed(saving())
-        drawn = every_step(work, ("SIGKILL", "SIGTERM", "SIGINT", "full disk", "removed"))
+        drawn = every_step(work, (*SIGNALS, "full disk", "removed"), options.stride)
         trials = campaign(work, drawn, inputs, earlier=lambda _: False)
         trials += campaign(work, drawn, inputs, earlier=lambda _: True)
     else:
