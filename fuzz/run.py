@@ -92,14 +92,19 @@ def failure(target: Target, data: bytes, counts: Counter[str]) -> str | None:
     return None
 
 
-def limit() -> None:
-    """Bound the memory that this process may grow by, and the time of an input."""
+def catch_slow() -> None:
+    """Have an input that takes too long end in an error."""
 
     def slow(number: int, frame: FrameType | None) -> None:
         del number, frame
         raise TooSlowError(f"more than {LONGEST} s")
 
     signal.signal(signal.SIGALRM, slow)
+
+
+def limit() -> None:
+    """Bound the memory that this process may grow by, and the time of an input."""
+    catch_slow()
     if sys.platform == "linux":
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         bound = pages * resource.getpagesize() + MEMORY

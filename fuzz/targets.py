@@ -54,6 +54,8 @@ def shard_index(data: bytes) -> None:
 
     folder = FOLDER / "shards"
     folder.mkdir(exist_ok=True)
+    for name in ("model-1.safetensors", "model-2.safetensors"):
+        (folder / name).touch()
     (folder / "model.safetensors.index.json").write_bytes(data)
     for file in find_weight_files(folder):
         assert file.parent == folder, file
@@ -92,7 +94,9 @@ def image(data: bytes) -> None:
     from compressor.models.source import ImageTransform
 
     transform = ImageTransform((3, 8, 8), (0.5,), (0.5,))
-    pixels, _ = decode(data, transform)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pixels, _ = decode(data, transform)
     assert pixels.shape == (3, 8, 8)
 
 
