@@ -104,11 +104,18 @@ def plan_model(
     )
 
 
-def compress_model(settings: CompressSettings, *, progress: Progress) -> Report:
+def compress_model(
+    settings: CompressSettings, *, progress: Progress, watch: Stopwatch | None = None
+) -> Report:
     """Load, measure, plan, factorize, evaluate, save, report.
 
     With ``settings.resume`` or ``settings.cache``, what a run computes is kept as it goes, and one
     that was killed ends with the same checkpoint, to the last bit, when it is called again.
+
+    Args:
+        settings: What was asked for.
+        progress: Told of each step.
+        watch: Where time is counted; it is told of each stage as it begins.
 
     Raises:
         OutputExistsError: If the output exists and may not be replaced.
@@ -133,7 +140,7 @@ def compress_model(settings: CompressSettings, *, progress: Progress) -> Report:
             update={"method": given.method, "gradients": given.gradients, "budget": given.budget}
         )
     _check_names(method)
-    watch = Stopwatch()
+    watch = watch or Stopwatch()
     loaded = load_run(settings.model, settings.data, seed, watch, progress)
     subject = subject_run(loaded, method)
     if given is None:

@@ -80,6 +80,7 @@ def make_report(
         recovery=recovery,
         seconds=watch.seconds,
         out=str(settings.out),
+        job=settings.job,
         notes=loaded.notes,
     )
 

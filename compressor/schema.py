@@ -217,7 +217,7 @@ class Report(Strict):
     """report.json of one compression.
 
     ``compressed`` is what was saved; where factors were trained, ``recovery`` holds the figures
-    from before.
+    from before. ``job`` is the hash of the job of a batch that made it.
     """
 
     version: int = REPORT_VERSION
@@ -244,6 +244,7 @@ class Report(Strict):
     recovery: RecoveryFigures | None = None
     seconds: dict[str, float]
     out: str
+    job: str | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from compressor.errors import UsageError
+
+
+@dataclass(frozen=True)
+class PathOrName:
+    """Marks a text that is a path where it names a file, and otherwise a name as of a hub.
+
+    A manifest of jobs takes such paths, like all others, from its own directory.
+    """
+
+
+Reference = Annotated[str, PathOrName()]
 
 
 class ModelSettings(BaseModel):
@@ -26,9 +40,9 @@ class ModelSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str
+    model: Reference
     checkpoint: Path | None = None
-    factory: str | None = None
+    factory: Reference | None = None
     input_size: tuple[int, int, int] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -55,8 +69,8 @@ class DataSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    data: str
-    test_data: str | None = None
+    data: Reference
+    test_data: Reference | None = None
     text_column: str | None = None
     label_column: str | None = None
     max_length: Annotated[int, Field(ge=1)] | None = None
@@ -109,6 +123,7 @@ class CompressSettings(BaseModel):
         cache: Directory where results are kept instead, for this run and for others.
         seed: Seed of every draw.
         command: The command line as typed, for the report.
+        job: Hash of the job of a batch that this is, for the report.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -124,6 +139,21 @@ class CompressSettings(BaseModel):
     cache: Path | None = None
     seed: int = 0
     command: str | None = None
+    job: str | None = None
+
+
+def check_target(method: MethodSettings, plan: Path | None) -> None:
+    """Refuse a run that is not told how small to get, or is told twice.
+
+    Raises:
+        UsageError: If there is neither a budget nor a plan, or both.
+    """
+    if plan is None and not method.budget:
+        raise UsageError(
+            "Nothing says how small. Give --budget, for instance layers=50%, or --plan FILE."
+        )
+    if plan is not None and method.budget:
+        raise UsageError("--plan already holds the ranks: leave out --budget, or leave out --plan.")
 
 
 class SweepSettings(BaseModel):

@@ -9,11 +9,16 @@ import typer
 
 from compressor.cli.options import CacheDirectory, Overwrite, Recover, Resume, RunSettings
 from compressor.cli.run import require_met, run, typed_command
-from compressor.errors import UsageError
 from compressor.progress import Progress
 from compressor.report.terminal import view_report
 from compressor.schema import Report
-from compressor.settings import CompressSettings, DataSettings, MethodSettings, ModelSettings
+from compressor.settings import (
+    CompressSettings,
+    DataSettings,
+    MethodSettings,
+    ModelSettings,
+    check_target,
+)
 
 
 def compress(
@@ -49,12 +54,7 @@ def compress(
     compressor compress bert --data d.csv --plan plan.json --recover 200 --out out
     compressor compress bert --data d.csv --budget layers=60% --out small --resume
     """
-    if plan is None and not method.budget:
-        raise UsageError(
-            "Nothing says how small. Give --budget (--budget layers=50%, say) or --plan FILE."
-        )
-    if plan is not None and method.budget:
-        raise UsageError("--plan already holds the ranks: leave out --budget, or leave out --plan.")
+    check_target(method, plan)
 
     def work(progress: Progress) -> Report:
         from compressor.pipeline import compress_model
