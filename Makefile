@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format types benchmark fuzz faults clean
+.PHONY: demo test lint format types benchmark fuzz faults container-test lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/compressor demo
@@ -34,6 +34,17 @@ fuzz: $(VENV)/.installed-dev
 faults: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.faults $(FAULTS)
 	$(BIN)/python -m benchmarks.faults --every-step
+
+# Builds the Docker image without a daemon, and runs it: as root on Debian. See the script's head.
+container-test: $(BIN)/python
+	PYTHON=$(BIN)/python .ci/container
+
+# Pins what the image installs. CUDA libraries are not in it: each build of torch names its own.
+lock: $(BIN)/python
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --extra export --extra gguf --extra lora --universal \
+	  --python-version 3.11 --no-annotate --no-header --quiet --output-file constraints.txt
+	sed -i '/^nvidia-/d; /^cuda-/d' constraints.txt
 
 clean:
 	rm -rf $(VENV) demo-out build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
