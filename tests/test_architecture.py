@@ -21,7 +21,7 @@ FLOORS = (
         "autoregister",
         "jsonfile",
     ),
-    ("fingerprint", "cache", "sweep.schema"),
+    ("fingerprint", "cache", "sweep.schema", "batch.schema"),
     ("forward", "tokens", "evaluation.loop", "evaluation.tokens", "evaluation.flops"),
     ("checkpoint.storage",),
     ("collapse.moments", "collapse.metrics", "collapse.spectra", "collapse.clusters"),
@@ -32,7 +32,7 @@ FLOORS = (
     ("stages", "inspection", "measuring", "saving", "figures"),
     ("report",),
     ("result", "resume", "pipeline", "comparing", "api"),
-    ("sweep",),
+    ("sweep", "batch"),
     ("demo", "cli", "__main__"),
     ("",),
 )

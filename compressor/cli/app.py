@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from compressor.cli.batch import batch
 from compressor.cli.compare import compare
 from compressor.cli.compress import compress
 from compressor.cli.demo import demo
@@ -47,6 +48,7 @@ for command in (
     plan,
     evaluate,
     sweep,
+    batch,
     report,
     export,
     verify,

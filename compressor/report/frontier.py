@@ -47,13 +47,7 @@ def frontier_page(sweep: Sweep) -> str:
         "sweep.html",
         sweep=sweep,
         headline=frontier_sentence(sweep),
-        figure=drawing(
-            inline(
-                _draw(sweep),
-                label=f"{sweep.quality} over parameters and over FLOPs kept",
-                prefix="frontier",
-            )
-        ),
+        figure=drawing(frontier_figure(sweep, prefix="frontier")),
         methods=list(enumerate(_methods(sweep))),
         series=len(SERIES),
         rows=_rows(sweep),
@@ -64,6 +58,12 @@ def frontier_page(sweep: Sweep) -> str:
         versions=", ".join(f"{name} {number}" for name, number in sweep.versions.items()),
         times=", ".join(f"{name} {duration(spent)}" for name, spent in sweep.seconds.items()),
     )
+
+
+def frontier_figure(sweep: Sweep, *, prefix: str) -> str:
+    """Return quality over cost as an SVG for a page; its ids begin with ``prefix``."""
+    label = f"{sweep.quality} over parameters and over FLOPs kept"
+    return inline(_draw(sweep), label=label, prefix=prefix)
 
 
 def frontier_drawing(sweep: Sweep) -> str:

@@ -30,6 +30,7 @@ def test_all_commands_are_there():
         "plan",
         "evaluate",
         "sweep",
+        "batch",
         "report",
         "export",
         "verify",

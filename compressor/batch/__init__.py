@@ -1,0 +1,1 @@
+"""Many compressions from one manifest: in several processes, and on several machines."""
