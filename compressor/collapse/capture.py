@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -184,9 +185,21 @@ def loss_moments(
 def fisher_gradient(logits: Tensor, generator: torch.Generator) -> Tensor:
     """Return a random gradient at the logits [B, C] whose covariance is the Fisher's."""
     probabilities = (logits.detach().float() / TEMPERATURE).softmax(1)
-    signs = torch.randint(0, 2, logits.shape, generator=generator).to(probabilities) * 2 - 1
-    roots = probabilities.sqrt()
-    return roots * signs - probabilities * (roots * signs).sum(1, keepdim=True)
+    signed = random_signs_(probabilities.sqrt(), generator)
+    return signed.sub_(probabilities.mul_(signed.sum(1, keepdim=True)))
+
+
+def random_signs_(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Give each entry of ``tensor`` a sign, + or − alike likely, in place.
+
+    A vocabulary's logits are many: the signs are drawn 64 at a time, as the bits of integers.
+    """
+    words = torch.randint(
+        -(1 << 63), (1 << 63) - 1, (-(-tensor.numel() // 64),), generator=generator
+    )
+    bits = np.unpackbits(words.numpy().view(np.uint8), count=tensor.numel())
+    negative = torch.from_numpy(bits.view(np.bool_)).view(tensor.shape).to(tensor.device)
+    return tensor.copy_(torch.where(negative, -tensor, tensor))
 
 
 def loss_gradient(logits: Tensor, labels: Tensor) -> Tensor:

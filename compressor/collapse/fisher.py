@@ -76,15 +76,17 @@ class FisherMoments:
         """
         samples, positions, _ = inputs.shape
         rows, columns = self._weight.shape
-        if positions <= min(rows, columns):
+        if positions == 1:
+            near, pulled, energy = self._through_sizes(inputs[:, 0], gradients[:, 0])
+        elif positions <= min(rows, columns):
             near, pulled, energy = self._through_positions(inputs, gradients)
         else:
             near, pulled, energy = self._through_weights(inputs, gradients)
         if not torch.isfinite(energy):
             raise ValueError("the loss's gradient at its output holds NaN or Inf")
         square = scale * scale
-        self._near.add_(near.to(self._home).double(), alpha=square)
-        self._pulled.add_(pulled.to(self._home).double(), alpha=square)
+        self._near.add_(near.to(self._home), alpha=square)
+        self._pulled.add_(pulled.to(self._home), alpha=square)
         self._energy += float(energy) * square
         self._rows.add_(gradients.square().sum((0, 1)).to(self._home).double(), alpha=square)
         self._samples += samples
@@ -99,6 +101,19 @@ class FisherMoments:
             rows=self._rows / samples,
             centre=self.centre.to(self._home).double(),
         )
+
+    def _through_sizes(self, inputs: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One position [B, ·]: the P×P matrices of `_through_positions` are the squared norms."""
+        input_sizes = inputs.square().sum(1, keepdim=True)  # (B, 1)
+        gradient_sizes = gradients.square().sum(1, keepdim=True)
+        energy = (input_sizes * gradient_sizes).sum()
+        if self._tall:
+            pulled = gradients @ self._weight  # (B, n)
+            near = inputs.T @ (inputs * gradient_sizes)
+            return near, pulled.T @ (pulled * input_sizes), energy
+        pulled = inputs @ self._weight.T  # (B, m)
+        near = gradients.T @ (gradients * input_sizes)
+        return near, pulled.T @ (pulled * gradient_sizes), energy
 
     def _through_positions(
         self, inputs: Tensor, gradients: Tensor

@@ -82,11 +82,16 @@ class ClassMoments:
         squares = torch.zeros_like(counts)
         squares.index_add_(0, position, norms if mass is None else norms * mass)
         squares -= counts * left.square().sum(1)
-        scatter = None
+        between = self._add(present, counts, about.double() + left, squares.clamp_min(0))
         if self.within is not None:
             scaled = centred if mass is None else centred * mass.sqrt().to(rows.dtype)[:, None]
-            scatter = gram(scaled) - (left * counts[:, None]).T @ left
-        self._add(present, counts, about.double() + left, squares.clamp_min(0), scatter)
+            add_gram(self.within, scaled)
+            # D×D matrices are large: both corrections of low rank are added in one product.
+            first, second = (
+                torch.cat([between, left * -counts[:, None]]),
+                torch.cat([between, left]),
+            )
+            self.within.addmm_(first.T, second)
 
     def merge(self, other: ClassMoments) -> ClassMoments:
         """Return the moments of both sets of rows together; neither is changed.
@@ -106,13 +111,11 @@ class ClassMoments:
             )
         merged = self.from_state(self.state())
         present = torch.nonzero(other.counts > 0).flatten()
-        merged._add(
-            present,
-            other.counts[present],
-            other.means[present],
-            other.traces[present],
-            other.within,
+        between = merged._add(
+            present, other.counts[present], other.means[present], other.traces[present]
         )
+        if merged.within is not None and other.within is not None:
+            merged.within.add_(other.within).addmm_(between.T, between)
         return merged
 
     def first(self, classes: int) -> ClassMoments:
@@ -129,21 +132,21 @@ class ClassMoments:
             if not 0 <= label < len(self.counts):
                 raise ValueError(f"the label {label} lies outside 0…{len(self.counts) - 1}")
 
-    def _add(
-        self, present: Tensor, counts: Tensor, means: Tensor, traces: Tensor, within: Tensor | None
-    ) -> None:
-        """Merge a batch whose classes are ``present`` [k] into the state (Chan et al., eq. 2.1)."""
+    def _add(self, present: Tensor, counts: Tensor, means: Tensor, traces: Tensor) -> Tensor:
+        """Merge a batch whose classes are ``present`` [k] into the state (Chan et al., eq. 2.1).
+
+        Returns:
+            Rows [k, D] whose Gram matrix is what the scatter gains besides the batch's own.
+        """
         before = self.counts[present]
         together = before + counts
         safe = together.where(together > 0, 1.0)
         delta = means - self.means[present]  # (k, D)
         share = before * counts / safe  # n_a n_b / (n_a + n_b), 0 for a class not seen before
         self.traces[present] += traces + share * delta.square().sum(1)
-        if self.within is not None and within is not None:
-            between = delta * share.sqrt()[:, None]
-            self.within += within + between.T @ between
         self.means[present] += delta * (counts / safe)[:, None]
         self.counts[present] = together
+        return delta * share.sqrt()[:, None]
 
     @property
     def total(self) -> float:
@@ -236,7 +239,12 @@ def _class_means(rows: Tensor, position: Tensor, mass: Tensor | None, counts: Te
 def gram(rows: Tensor) -> Tensor:
     """Return rowsᵀ rows [D, D] in float64, multiplied in blocks of the rows' own precision."""
     total = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=rows.device)
+    add_gram(total, rows)
+    return total
+
+
+def add_gram(total: Tensor, rows: Tensor) -> None:
+    """Add rowsᵀ rows to ``total`` [D, D] in float64, in place, as `gram` computes it."""
     for start in range(0, len(rows), BLOCK):
         block = rows[start : start + BLOCK]
-        total += (block.T @ block).double()
-    return total
+        total.add_(block.T @ block)
