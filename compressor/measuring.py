@@ -40,7 +40,9 @@ def measured_layers(measurement: Measurement) -> tuple[MeasuredLayer, ...]:
         weight = weight.to(found.inputs.means.device)
         inputs = collapse(found.input_classes)
         # Where rare tokens stand apart, Σ_W of the classes alone is known by its trace only.
-        spread = None if found.rest else _pushed(weight, found.inputs.within_covariance)
+        spread = None if found.rest else found.inputs.within_covariance
+        if spread is not None and found.counts is None:  # an embedding's rows are its outputs
+            spread = _pushed(weight, spread)
         outputs = collapse(found.output_classes, spread)
         pooled = statistics.pooled.get(layer.group)
         # The mean of a sample's output rows is W times that of its input rows, up to the bias.
@@ -49,7 +51,11 @@ def measured_layers(measurement: Measurement) -> tuple[MeasuredLayer, ...]:
         if found.loss is not None and not statistics.clustered:
             cosine, decay = stationarity(weight, found.loss)
         own = singular_values(weight)
-        data = singular_values(weight, found.inputs.total_covariance)
+        data = (
+            singular_values(weight * found.counts.sqrt())
+            if found.counts is not None
+            else singular_values(weight, found.inputs.total_covariance)
+        )
         measured.append(
             MeasuredLayer(
                 name=name,

@@ -177,7 +177,8 @@ Include = Annotated[
     _option(
         "Method",
         metavar="PATTERN",
-        help="Factorize these layers too, though left dense by default. Can be repeated.",
+        help="Factorize these layers too, though left dense by default; embeddings takes those of "
+        "tokens, with the output layer that shares them. Can be repeated.",
     ),
 ]
 Exclude = Annotated[

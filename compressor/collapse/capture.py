@@ -164,10 +164,12 @@ def centred_moments(model: nn.Module, watch: Watch) -> dict[str, FisherMoments]:
     moments = {}
     for name, found in watch.statistics().items():
         weight = LAYER_KINDS.get(found.layer.kind).matrix(modules[name])
-        mean = found.inputs.mean.to(weight)
-        moments[name] = FisherMoments(
-            weight, mean if found.layer.has_bias else torch.zeros_like(mean), home=watch.home
+        mean = (
+            found.inputs.mean.to(weight)
+            if found.layer.has_bias
+            else weight.new_zeros(weight.shape[1])
         )
+        moments[name] = FisherMoments(weight, mean, home=watch.home)
     return moments
 
 
@@ -179,6 +181,7 @@ def loss_moments(
     return {
         name: LossMoments(LAYER_KINDS.get(layer.kind).matrix(modules[name]), home=home)
         for name, layer in candidates.layers.items()
+        if not LAYER_KINDS.get(layer.kind).lookup  # [D, V] of float64 would be large
     }
 
 

@@ -74,7 +74,7 @@ class FisherMoments:
         Raises:
             ValueError: If a gradient is not finite.
         """
-        samples, positions, _ = inputs.shape
+        positions = inputs.shape[1]
         rows, columns = self._weight.shape
         if positions == 1:
             near, pulled, energy = self._through_sizes(inputs[:, 0], gradients[:, 0])
@@ -82,14 +82,31 @@ class FisherMoments:
             near, pulled, energy = self._through_positions(inputs, gradients)
         else:
             near, pulled, energy = self._through_weights(inputs, gradients)
-        if not torch.isfinite(energy):
-            raise ValueError("the loss's gradient at its output holds NaN or Inf")
-        square = scale * scale
-        self._near.add_(near.to(self._home), alpha=square)
-        self._pulled.add_(pulled.to(self._home), alpha=square)
-        self._energy += float(energy) * square
-        self._rows.add_(gradients.square().sum((0, 1)).to(self._home).double(), alpha=square)
-        self._samples += samples
+        self._sum(near, pulled, energy, gradients, scale)
+
+    def update_lookups(
+        self, indices: Tensor, gradients: Tensor, looked_up: Tensor, *, scale: float = 1.0
+    ) -> None:
+        """Add a batch of a layer whose rows are one-hot: they are never written out.
+
+        Args:
+            indices: Which entry of each row is 1, [B, P].
+            gradients: As in `update`; zero at rows to leave out.
+            looked_up: The columns of W that the rows pick, [B, P, m].
+            scale: As in `update`.
+
+        Raises:
+            ValueError: If a gradient is not finite.
+        """
+        same = (indices[:, :, None] == indices[:, None, :]).to(gradients)  # Z Zᵀ, (B, P, P)
+        between = gradients @ gradients.transpose(1, 2)
+        self._sum(
+            _sandwich(gradients, same),
+            _sandwich(looked_up, between),
+            (same * between).sum(),
+            gradients,
+            scale,
+        )
 
     def result(self) -> KroneckerFisher:
         """Return the means over all samples."""
@@ -101,6 +118,19 @@ class FisherMoments:
             rows=self._rows / samples,
             centre=self.centre.to(self._home).double(),
         )
+
+    def _sum(
+        self, near: Tensor, pulled: Tensor, energy: Tensor, gradients: Tensor, scale: float
+    ) -> None:
+        """Add one batch's products, and its gradients [B, P, m]."""
+        if not torch.isfinite(energy):
+            raise ValueError("the loss's gradient at its output holds NaN or Inf")
+        square = scale * scale
+        self._near.add_(near.to(self._home), alpha=square)
+        self._pulled.add_(pulled.to(self._home), alpha=square)
+        self._energy += float(energy) * square
+        self._rows.add_(gradients.square().sum((0, 1)).to(self._home).double(), alpha=square)
+        self._samples += len(gradients)
 
     def _through_sizes(self, inputs: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One position [B, ·]: the P×P matrices of `_through_positions` are the squared norms."""

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -102,6 +103,8 @@ class SpilledLayers(Mapping[str, LayerStatistics]):
     def __init__(self, spill: SpillDirectory, candidates: Candidates) -> None:
         self.spill = spill
         self._candidates = candidates
+        tied = {n: layer.head(n) for layer in candidates.layers.values() for n in layer.tied}
+        self._watched = replace(candidates, layers={**candidates.layers, **tied})
         self._parts: dict[str, str] = {}
         self._read: tuple[str, Mapping[str, LayerStatistics]] = ("", {})
 
@@ -113,11 +116,16 @@ class SpilledLayers(Mapping[str, LayerStatistics]):
             self._parts |= dict.fromkeys(found, part)
 
     def __getitem__(self, name: str) -> LayerStatistics:
+        found = self._find(name)
+        tied = found.layer.tied
+        return replace(found, head=self._find(tied[0])) if tied else found
+
+    def _find(self, name: str) -> LayerStatistics:
         part = self._parts[name]
         if self._read[0] != part:
             inside = {other for other, its in self._parts.items() if its == part}
             state = self.spill.read(part)
-            found = statistics_of(state, self._candidates.only(inside), self.spill.device)
+            found = statistics_of(state, self._watched.only(inside), self.spill.device)
             self._read = (part, found.layers)
         return self._read[1][name]
 

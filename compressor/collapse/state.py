@@ -11,8 +11,8 @@ from compressor.collapse.capture import Statistics
 from compressor.collapse.fisher import KroneckerFisher
 from compressor.collapse.loss import LossGradient
 from compressor.collapse.moments import ClassMoments
-from compressor.collapse.watch import LayerStatistics
-from compressor.layers.candidates import Candidates
+from compressor.collapse.watch import LayerStatistics, with_heads
+from compressor.layers.candidates import Candidate, Candidates
 
 _MOMENTS = ("counts", "means", "traces", "within")
 
@@ -26,14 +26,17 @@ def state_of(statistics: Statistics) -> dict[str, Tensor]:
     }
     for group, rows in statistics.pooled.items():
         state[f"pooled/{group}"] = rows
-    for name, found in statistics.layers.items():
-        group = found.layer.group
+    heads = {f.head.layer.name: f.head for f in statistics.layers.values() if f.head is not None}
+    for name, found in {**statistics.layers, **heads}.items():
+        group = name if found.counts is not None else found.layer.group
         if name == group:
             state |= _named(f"inputs/{group}", found.inputs.state())
             if found.magnitude is not None:
                 state[f"magnitude/{group}"] = found.magnitude
         state |= _named(f"outputs/{name}", found.outputs.state())
         state[f"rest/{name}"] = torch.tensor(found.rest)
+        if found.counts is not None:
+            state[f"counts/{name}"] = found.counts
         if found.fisher is not None:
             state |= _named(
                 f"fisher/{name}",
@@ -63,21 +66,31 @@ def statistics_of(
     Raises:
         KeyError: If the state is of other candidates.
     """
-    inputs = {group: _moments(state, f"inputs/{group}", device) for group in candidates.groups()}
+    watched = dict(candidates.layers)
+    for layer in candidates.layers.values():
+        heads = {name: layer.head(name) for name in layer.tied if f"rest/{name}" in state}
+        watched |= heads
+    inputs = {
+        group: _moments(state, f"inputs/{group}", device)
+        for name, layer in watched.items()
+        if (group := _group(state, name, layer)) == name
+    }
     layers = {}
-    for name, layer in candidates.layers.items():
-        magnitude = state.get(f"magnitude/{layer.group}")
+    for name, layer in watched.items():
+        group, counts = _group(state, name, layer), state.get(f"counts/{name}")
+        magnitude = state.get(f"magnitude/{group}")
         layers[name] = LayerStatistics(
             layer=layer,
-            inputs=inputs[layer.group],
+            inputs=inputs[group],
             outputs=_moments(state, f"outputs/{name}", device),
             fisher=_fisher(state, name, device),
             magnitude=None if magnitude is None else magnitude.to(device),
             loss=_loss(state, name, device),
             rest=bool(state[f"rest/{name}"]),
+            counts=None if counts is None else counts.to(device),
         )
     return Statistics(
-        layers=layers,
+        layers=with_heads(candidates, layers),
         logits=state["logits"],
         labels=state["labels"],
         pooled={
@@ -87,6 +100,11 @@ def statistics_of(
         },
         clustered=bool(state["clustered"]),
     )
+
+
+def _group(state: Mapping[str, Tensor], name: str, layer: Candidate) -> str:
+    """Return the layer whose input moments a layer shares: its own, if it looks up rows."""
+    return name if f"counts/{name}" in state else layer.group
 
 
 def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ parameters, perplexity rose to 1.53 times the dense model's this way, and to 2.5
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ from compressor.collapse.capture import (
     loss_gradient,
     loss_moments,
 )
-from compressor.collapse.watch import LayerStatistics, Watch
+from compressor.collapse.watch import LayerStatistics, Watch, with_heads
 from compressor.errors import DataError
 from compressor.forward import Batch, Batches
 from compressor.layers.candidates import Candidates
@@ -157,7 +158,7 @@ def capture_tokens(
             watch.end()
     found = {**watch.statistics(), **head.statistics()}
     return Statistics(
-        layers={name: found[name] for name in candidates.layers},
+        layers=with_heads(candidates, found),
         logits=torch.empty(0, frequent.classes),
         labels=frequent.labels(),
         pooled={},
@@ -165,13 +166,20 @@ def capture_tokens(
 
 
 def by_head(model: nn.Module, candidates: Candidates) -> tuple[Candidates, Candidates]:
-    """Return the candidates up to the last hidden state, and those that make logits of it."""
+    """Return the candidates up to the last hidden state, and those that make logits of it.
+
+    Layers that are tied to an embedding are among the latter, as candidates of their own.
+    """
     found = backbone(model)
     inside = {id(module) for part in (found, encoder(model)) if part for module in part.modules()}
     modules = dict(model.named_modules())
     after = {name for name in candidates.layers if found and id(modules[name]) not in inside}
     before = set(candidates.layers) - after
-    return candidates.only(before), candidates.only(after)
+    heads = {**candidates.only(after).layers}
+    for layer in candidates.layers.values():
+        for name in layer.tied:
+            heads[name] = layer.head(name)
+    return candidates.only(before), replace(candidates, layers=heads)
 
 
 class WatchedHead:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -26,13 +26,16 @@ class LayerStatistics:
 
     Args:
         layer: The candidate.
-        inputs: Class moments of its input rows, scatter [n, n] included; shared by its group.
+        inputs: Class moments of its input rows, scatter [n, n] included; shared by its group. Of an
+            embedding, whose inputs are indices, those of the rows [D] that it looks up.
         outputs: Class moments of its output rows, without scatter.
         fisher: The Fisher of its weights in Kronecker form; None without gradients.
         magnitude: Mean |z| of each input, [n].
         loss: The calibration loss's gradient in its weights; None where it was not asked for.
         rest: Whether the last class gathers rows that belong to no class (rare next tokens):
             covariances are of all rows, collapse is of the classes before it.
+        counts: How often each index was looked up, [V]; embeddings only.
+        head: Statistics of the output layer that shares an embedding's table.
     """
 
     layer: Candidate
@@ -42,6 +45,8 @@ class LayerStatistics:
     magnitude: Tensor | None = None
     loss: LossGradient | None = None
     rest: bool = False
+    counts: Tensor | None = None
+    head: LayerStatistics | None = None
 
     @property
     def input_classes(self) -> ClassMoments:
@@ -83,10 +88,18 @@ class Watch:
         self.loss: dict[str, LossMoments] = {}
         self.gradient_scale = 1.0
         self._followed: Counter[str] = Counter()
-        self._met: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._met: dict[str, list[tuple[Tensor, ...]]] = {}
+        tables = {name for name, layer in candidates.layers.items() if _looks_up(layer)}
+        # Embeddings on the same indices look up rows of their own: each is a group by itself.
+        self._of = {n: n if n in tables else c.group for n, c in candidates.layers.items()}
         self._groups = {
-            group: ClassMoments(classes, members[0].shape[1], device=self.home)
-            for group, members in candidates.groups().items()
+            group: ClassMoments(classes, layer.shape[0 if group in tables else 1], device=self.home)
+            for name, layer in candidates.layers.items()
+            if (group := self._of[name]) == name
+        }
+        self._counts = {
+            name: torch.zeros(candidates.layers[name].shape[1], dtype=torch.int64, device=self.home)
+            for name in tables
         }
         self._outputs = {
             name: ClassMoments(classes, layer.shape[0], scatter=False, device=self.home)
@@ -135,12 +148,14 @@ class Watch:
         return {
             name: LayerStatistics(
                 layer=layer,
-                inputs=self._groups[layer.group],
+                inputs=self._groups[self._of[name]],
                 outputs=self._outputs[name],
                 fisher=self.fisher[name].result() if name in self.fisher else None,
-                magnitude=self._magnitudes[layer.group] / max(self._groups[layer.group].total, 1.0),
+                magnitude=self._magnitudes[self._of[name]]
+                / max(self._groups[self._of[name]].total, 1.0),
                 loss=self.loss[name].result() if name in self.loss else None,
                 rest=self._rest is not None,
+                counts=self._counts[name].double() if name in self._counts else None,
             )
             for name, layer in self._candidates.layers.items()
         }
@@ -154,22 +169,25 @@ class Watch:
 
     def _hook(self, layer: Candidate) -> Callable[..., Any]:
         kind = LAYER_KINDS.get(layer.kind)
-        leads = layer.group == layer.name
+        group = self._of[layer.name]
+        leads = group == layer.name
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
             samples = len(self._labels)
-            rows = kind.rows(module, args[0].detach(), samples)
+            out = kind.output_rows(module, output.detach(), samples)
+            rows = out if kind.lookup else kind.rows(module, args[0].detach(), samples)
             if rows is None:
                 raise LayerError(layer.name, "its input rows do not belong to samples")
             reached = kind.reached(module)
             labels, keep = self._row_labels(rows, reached)
-            out = kind.output_rows(module, output.detach(), samples)
             try:
                 if leads:
                     kept = _kept(rows, keep).to(self.home)
-                    self._groups[layer.group].update(kept, labels)
-                    self._magnitudes[layer.group] += kept.abs().sum(0, dtype=torch.float64)
-                    self._pool(layer.group, rows, keep, reached)
+                    self._groups[group].update(kept, labels)
+                    self._magnitudes[group] += kept.abs().sum(0, dtype=torch.float64)
+                    self._pool(group, rows, keep, reached)
+                if kind.lookup:
+                    self._count(layer.name, _kept(args[0].reshape(samples, -1, 1), keep))
                 self._outputs[layer.name].update(_kept(out, keep).to(self.home), labels)
             except ValueError as error:
                 raise LayerError(layer.name, str(error)) from error
@@ -205,13 +223,16 @@ class Watch:
         self._followed[layer.name] += 1
 
         def gradient_hook(gradient: Tensor) -> None:
-            rows = kind.all_rows(module, held, samples)
-            centred = rows - moments.centre.to(rows)
-            keep = self._keep(rows, kind.reached(module))
-            if keep is not None:
-                centred *= keep[..., None]
             met = self._met.setdefault(layer.name, [])
-            met.append((centred, kind.all_output_rows(module, gradient, samples).to(centred)))
+            if kind.lookup:
+                met.append(self._looked_up(kind, module, held, gradient, output.detach()))
+            else:
+                rows = kind.all_rows(module, held, samples)
+                centred = rows - moments.centre.to(rows)
+                keep = self._keep(rows, kind.reached(module))
+                if keep is not None:
+                    centred *= keep[..., None]
+                met.append((centred, kind.all_output_rows(module, gradient, samples).to(centred)))
             if len(met) == self._followed[layer.name]:
                 self._add(layer.name, moments)
 
@@ -231,14 +252,35 @@ class Watch:
         says why).
         """
         met = self._met.pop(name)
-        rows = torch.cat([part for part, _ in met], 1) if len(met) > 1 else met[0][0]
-        gradients = torch.cat([part for _, part in met], 1) if len(met) > 1 else met[0][1]
+        parts = [
+            torch.cat(calls, 1) if len(met) > 1 else calls[0] for calls in zip(*met, strict=True)
+        ]
         if self._rest is not None and isinstance(moments, FisherMoments):
-            rows, gradients = rows.flatten(0, 1)[:, None], gradients.flatten(0, 1)[:, None]
+            parts = [part.flatten(0, 1)[:, None] for part in parts]
         try:
-            moments.update(rows, gradients, scale=self.gradient_scale)
+            if name in self._counts:
+                assert isinstance(moments, FisherMoments)
+                moments.update_lookups(*parts, scale=self.gradient_scale)
+            else:
+                moments.update(*parts, scale=self.gradient_scale)
         except ValueError as error:
             raise LayerError(name, str(error)) from error
+
+    def _count(self, name: str, indices: Tensor) -> None:
+        found = torch.bincount(indices.flatten().to(self.home), minlength=len(self._counts[name]))
+        self._counts[name] += found
+
+    def _looked_up(
+        self, kind: LayerKind, module: nn.Module, indices: Tensor, gradient: Tensor, output: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return indices [B, P], gradients [B, P, D] and looked up rows [B, P, D], padding at 0."""
+        samples = len(self._labels)
+        rows = kind.all_output_rows(module, output, samples)
+        gradients = kind.all_output_rows(module, gradient, samples).to(rows)
+        keep = self._keep(rows, None)
+        if keep is not None:
+            gradients = gradients * keep[..., None]
+        return indices.reshape(samples, -1), gradients, rows
 
     def _keep(self, rows: Tensor, reached: Tensor | None) -> Tensor | None:
         """Return which of the rows [B, P, n] are real tokens that reached the layer, [B, P].
@@ -286,6 +328,25 @@ class Watch:
 def home(device: torch.device) -> torch.device:
     """Return where moments of a model on ``device`` are kept: MPS has no float64."""
     return torch.device("cpu") if device.type == "mps" else device
+
+
+def with_heads(
+    candidates: Candidates, found: Mapping[str, LayerStatistics]
+) -> dict[str, LayerStatistics]:
+    """Return statistics by candidate; an embedding's hold those of the layer tied to it.
+
+    Args:
+        candidates: The candidates.
+        found: Statistics of all of them, and of the layers tied to them where those were watched.
+    """
+    return {
+        name: replace(found[name], head=found.get(layer.tied[0])) if layer.tied else found[name]
+        for name, layer in candidates.layers.items()
+    }
+
+
+def _looks_up(layer: Candidate) -> bool:
+    return LAYER_KINDS.get(layer.kind).lookup
 
 
 def _classes(moments: ClassMoments, rest: bool) -> ClassMoments:

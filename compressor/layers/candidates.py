@@ -20,8 +20,13 @@ from compressor.layers.surgery import BuildSpec, culprits, install, structural_c
 from compressor.layers.unsupported import unsupported
 from compressor.schema import ALREADY_FACTORIZED
 
+EMBEDDING = "embedding: a table of rows (--include embeddings)"
+
 SMALLEST_SIDE = 16
 """A layer with fewer rows or columns than this is left dense by default."""
+
+EMBEDDINGS = "embeddings"
+"""Included by this word: lookup tables, and the layers that make logits over their vocabulary."""
 
 POOLER = re.compile(r"(^|\.)pooler(\.|$)")
 
@@ -37,6 +42,8 @@ class Candidate:
         has_bias: Whether it has a bias.
         group: Name of the first layer called on the same rows; its statistics serve this one too.
         positions: Rows per sample that its output has (tokens or positions), as the probe saw.
+        tied: Output layers that share an embedding's table. They are factorized with it and share
+            the thin table; each has a factor [r, D] of its own.
     """
 
     name: str
@@ -45,6 +52,7 @@ class Candidate:
     has_bias: bool
     group: str
     positions: float
+    tied: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -58,12 +66,22 @@ class Candidate:
 
     @property
     def break_even_rank(self) -> int:
-        """Largest rank at which r·(m + n) < m·n."""
-        return (self.parameters - 1) // sum(self.shape)
+        """Largest rank at which r·(m + n) < m·n; with t tied layers r·(m + n + t·m)."""
+        return (self.parameters - 1) // self.rank_cost
+
+    @property
+    def rank_cost(self) -> int:
+        """Weights that each rank costs: m + n, and m for each tied layer."""
+        return sum(self.shape) + len(self.tied) * self.shape[0]
+
+    def head(self, name: str) -> Candidate:
+        """Return the output layer of this name that is tied to this embedding, to be watched."""
+        m, n = self.shape
+        return replace(self, name=name, kind="linear", shape=(n, m), group=name, tied=())
 
     def cost(self, rank: int) -> int:
         """Return the weights kept at ``rank``; above break-even the layer stays dense."""
-        return rank * sum(self.shape) if rank <= self.break_even_rank else self.parameters
+        return rank * self.rank_cost if rank <= self.break_even_rank else self.parameters
 
 
 @dataclass(frozen=True)
@@ -115,16 +133,18 @@ def find_candidates(
 ) -> Candidates:
     """Find every layer of ``model`` that can be factorized.
 
-    A layer is left dense by default if it makes the logits, is a pooler, or is tiny; and always if
-    it is of a type without a useful rank, if its weight is shared with another module (which would
-    keep it), if its forward is never called, or if the model does not run with it factorized,
-    because its parent reads the weight directly.
+    A layer is left dense by default if it makes the logits, looks up rows, is a pooler, or is tiny;
+    and always if it is of a type without a useful rank, if its weight is shared with another module
+    (which would keep it), if its forward is never called, or if the model does not run with it
+    factorized, because its parent reads the weight directly. An embedding that shares its table
+    with output layers alone is factorized together with them.
 
     Args:
         model: The dense model, in eval mode; meta tensors will do where its forward runs on them.
         probe: Inputs of at least two samples, for two forwards.
         heads: Names of modules that make the logits, as far as the model's source knows them.
-        include: Shell-style patterns of layers to take though they would be left by default.
+        include: Shell-style patterns of layers to take though they would be left by default;
+            `EMBEDDINGS` takes embeddings and output layers over the same vocabulary.
         exclude: Shell-style patterns of layers to leave dense.
 
     Raises:
@@ -133,9 +153,11 @@ def find_candidates(
     modules = {
         name: (module, kind) for name, module in model.named_modules() if (kind := kind_of(module))
     }
-    _require_matches((*include, *exclude), list(modules))
+    _require_matches((*include, *exclude), modules)
     seen = _watch(model, modules, probe)
     shared = _shared_weights(model)
+    if EMBEDDINGS in include:
+        include = (*include, *_vocabulary(modules, seen))
     layers: dict[str, Candidate] = {}
     left = {
         name: ALREADY_FACTORIZED
@@ -147,13 +169,21 @@ def find_candidates(
     modules = {name: entry for name, entry in modules.items() if not name.startswith(inside)}
     for name, (module, kind) in modules.items():
         reason = kind.refusal(module) or _unreached(seen.calls.get(name))
+        tied: tuple[str, ...] = ()
         if reason is None and any(shared[id(p)] > 1 for p in module.parameters(recurse=False)):
             reason = "its weight is shared with another module"
+            if kind.lookup and _matches(name, include):
+                others = _sharing(model, name)
+                free = [o for o in others if o in seen.makes_logits and not _matches(o, exclude)]
+                tied, reason = (
+                    (free, None) if free == others else ((), _added(module, kind, others))
+                )
         if reason is None and _matches(name, exclude):
             reason = "excluded"
         if reason is None and not _matches(name, include):
             head = name in seen.makes_logits or _is_below(name, heads)
-            reason = "classifier head" if head else _default_reason(name, kind.shape(module))
+            reason = _default_reason(name, kind.shape(module))
+            reason = "classifier head" if head else EMBEDDING if kind.lookup else reason
         if reason is not None:
             left[name] = reason
             continue
@@ -165,7 +195,11 @@ def find_candidates(
             has_bias=getattr(module, "bias", None) is not None,
             group=seen.first_alike(name),
             positions=call_seen.rows / seen.samples,
+            tied=tuple(tied),
         )
+        for other in tied:
+            left.pop(other, None)
+    left = {n: r for n, r in left.items() if not any(n in c.tied for c in layers.values())}
     for name in _rejected_by_parents(model, probe, layers):
         left[name] = "its parent reads the weight directly"
         del layers[name]
@@ -265,6 +299,36 @@ def _unreached(call_seen: _Call | None) -> str | None:
     return call_seen.problem
 
 
+def _vocabulary(modules: dict[str, tuple[nn.Module, LayerKind]], seen: _Seen) -> tuple[str, ...]:
+    """Return the lookup tables, and the layers that make logits over a vocabulary of theirs."""
+    tables = {name: kind.shape(m)[1] for name, (m, kind) in modules.items() if kind.lookup}
+    outputs = (
+        name
+        for name in seen.makes_logits
+        if modules[name][1].shape(modules[name][0])[0] in tables.values()
+    )
+    return (*tables, *outputs)
+
+
+def _sharing(model: nn.Module, name: str) -> list[str]:
+    """Return the other modules that hold the weight of the one called ``name``."""
+    weight = model.get_submodule(name).weight
+    return [
+        other
+        for other, module in model.named_modules()
+        if other != name and any(p is weight for p in module.parameters(recurse=False))
+    ]
+
+
+def _added(module: nn.Module, kind: LayerKind, others: Sequence[str]) -> str:
+    """Return why a shared table is not factorized alone, with the arithmetic."""
+    rows, columns = kind.shape(module)
+    return (
+        f"its {columns:,}×{rows:,} weight is shared with {', '.join(others)}, which would keep it: "
+        f"rank r would add {rows + columns:,}·r weights and free none"
+    )
+
+
 def _is_below(name: str, parents: Sequence[str]) -> bool:
     return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
 
@@ -290,9 +354,10 @@ def _rejected_by_parents(
     rejected: list[str] = []
     while True:
         specs = {
-            name: BuildSpec(layer.kind, 1, layer.has_bias)
+            part: spec
             for name, layer in layers.items()
             if name not in rejected
+            for part, spec in specs_of(model, layer, 1).items()
         }
         trial = structural_copy(model)
         install(trial, specs)
@@ -303,9 +368,21 @@ def _rejected_by_parents(
             found = culprits(trial, error, specs)
             if not found:
                 raise
-            rejected += found
+            owners = {head: layer.name for layer in layers.values() for head in layer.tied}
+            rejected += [owners.get(name, name) for name in found]
         else:
             return rejected
+
+
+def specs_of(model: nn.Module, layer: Candidate, rank: int) -> dict[str, BuildSpec]:
+    """Return what a candidate becomes at a rank, and each layer tied to it, by module name."""
+    heads = {
+        name: BuildSpec(
+            "linear", rank, getattr(model.get_submodule(name), "bias", None) is not None
+        )
+        for name in layer.tied
+    }
+    return {layer.name: BuildSpec(layer.kind, rank, layer.has_bias), **heads}
 
 
 def _regroup(layers: dict[str, Candidate], seen: _Seen) -> dict[str, Candidate]:
@@ -325,8 +402,13 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _require_matches(patterns: Sequence[str], names: list[str]) -> None:
+def _require_matches(
+    patterns: Sequence[str], modules: dict[str, tuple[nn.Module, LayerKind]]
+) -> None:
+    names = list(modules)
     for pattern in patterns:
+        if pattern == EMBEDDINGS and any(kind.lookup for _, kind in modules.values()):
+            continue
         if not any(fnmatchcase(name, pattern) for name in names):
             raise UsageError(
                 f"The pattern {pattern!r} matches no layer.{did_you_mean(pattern, names)}"

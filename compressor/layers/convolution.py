@@ -19,6 +19,7 @@ MAX_POSITIONS = 64
 class ConvolutionKind:
     """Convolutions; rows are unfolded patches [n], W is the weight flattened to [m, n]."""
 
+    lookup = False
     lowrank_type: ClassVar[type[ChannelForm]]
     """What a factorized layer becomes; it names the dense type too."""
 

@@ -18,6 +18,8 @@ class LayerKind(Protocol):
     """
 
     name: str
+    lookup: bool
+    """Whether inputs are indices, and rows one-hot: far too long to be multiplied out."""
 
     def matches(self, module: nn.Module) -> bool:
         """Return whether ``module`` is of this kind and still dense."""
@@ -93,6 +95,7 @@ LAYER_KINDS: Registry[LayerKind] = Registry(
         "compressor.layers.conv2d",
         "compressor.layers.conv1d",
         "compressor.layers.convolution1d",
+        "compressor.layers.embedding",
         "compressor.layers.expert_linear",
     ),
 )

@@ -21,6 +21,7 @@ class LinearKind:
     """Linear layers; rows are tokens or feature vectors [n], W is the weight [m, n] itself."""
 
     name = "linear"
+    lookup = False
 
     def matches(self, module: nn.Module) -> bool:
         """Return whether ``module`` computes exactly what nn.Linear computes."""

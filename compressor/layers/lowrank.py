@@ -53,6 +53,47 @@ class LowRankLinear(nn.Linear):
         return f"{self.in_features}, {self.out_features}, rank={self.rank}"
 
 
+class LowRankEmbedding(nn.Embedding):
+    """``y = up · weight[index]``: rows of length r are looked up, then widened to D.
+
+    The table keeps the dense layer's parameter name, as the part that an output layer may share.
+
+    Args:
+        num_embeddings: Rows V of the table.
+        embedding_dim: Width D of the output.
+        rank: Width r of the table; ``weight`` is [V, r], ``up.weight`` is [D, r].
+        padding_idx: As in nn.Embedding.
+        device: Where the parameters lie.
+        dtype: Their type.
+    """
+
+    kind = "embedding"
+    """Registered kind of the dense layer that this one replaced."""
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        rank: int,
+        *,
+        padding_idx: int | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_embeddings, rank, padding_idx=padding_idx, device=device, dtype=dtype)
+        self.up = nn.Linear(rank, embedding_dim, bias=False, device=device, dtype=dtype)
+        self.embedding_dim = embedding_dim
+        self.rank = rank
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map indices [...] to [..., D]."""
+        return self.up(functional.embedding(input, self.weight, self.padding_idx))
+
+    def extra_repr(self) -> str:
+        """Return the sizes for ``repr``."""
+        return f"{self.num_embeddings}, {self.embedding_dim}, rank={self.rank}"
+
+
 class ChannelForm(nn.Module):
     """A convolution of the dense layer's kernel to r channels, then one of size 1 to the output's.
 
@@ -120,11 +161,11 @@ class LowRankConv1d(ChannelForm, nn.Conv1d):
         return functional.conv1d(self.down(input), self.weight, self.bias)
 
 
-LOW_RANK_TYPES = (LowRankLinear, LowRankConv2d, LowRankConv1d)
+LOW_RANK_TYPES = (LowRankLinear, LowRankConv2d, LowRankConv1d, LowRankEmbedding)
 
 
 def lowrank_layers(
     model: nn.Module,
-) -> dict[str, LowRankLinear | LowRankConv2d | LowRankConv1d]:
+) -> dict[str, LowRankLinear | LowRankConv2d | LowRankConv1d | LowRankEmbedding]:
     """Return the factorized layers of ``model`` by name."""
     return {n: module for n, module in model.named_modules() if isinstance(module, LOW_RANK_TYPES)}

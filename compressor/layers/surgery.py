@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import nn
 
@@ -70,6 +70,7 @@ def install(model: nn.Module, specs: Mapping[str, LayerSpec]) -> None:
         LayerError: If a name is missing, or a rank does not fit the layer's shape.
     """
     modules = dict(model.named_modules())
+    tables: dict[int, Any] = {}
     for name, spec in specs.items():
         if name not in modules:
             raise LayerError(name, f"the model has no such layer.{did_you_mean(name, modules)}")
@@ -81,7 +82,11 @@ def install(model: nn.Module, specs: Mapping[str, LayerSpec]) -> None:
         full = min(kind.shape(module))
         if not 1 <= spec.rank <= full:
             raise LayerError(name, f"rank {spec.rank} is not between 1 and {full}")
-        lowrank = kind.build(module, spec.rank, bias=spec.bias)
+        lowrank: Any = kind.build(module, spec.rank, bias=spec.bias)
+        # An output layer and the embedding it is tied to share the thin table [V, r] too.
+        known = tables.setdefault(id(module.weight), lowrank)
+        if known is not lowrank and known.weight.shape == lowrank.weight.shape:
+            lowrank.weight = known.weight
         replace_module(model, name, lowrank.train(module.training))
 
 
@@ -145,10 +150,17 @@ def fused_modules(model: nn.Module) -> dict[str, str]:
 
 
 def densify(model: nn.Module) -> None:
-    """Replace every low-rank layer by the dense layer its factors multiply to, in place."""
+    """Replace every low-rank layer by the dense layer its factors multiply to, in place.
+
+    Layers that shared a table do so again.
+    """
+    tables: dict[int, Any] = {}
     for name, module in list(model.named_modules()):
         if isinstance(module, LOW_RANK_TYPES):
-            dense = LAYER_KINDS.get(module.kind).dense(module)
+            dense: Any = LAYER_KINDS.get(module.kind).dense(module)
+            known = tables.setdefault(id(module.weight), dense)
+            if known is not dense and known.weight.shape == dense.weight.shape:
+                dense.weight = known.weight
             replace_module(model, name, dense.train(module.training))
     fuse(model)
 

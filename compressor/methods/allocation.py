@@ -52,7 +52,7 @@ def options(
     """
     ranks = np.arange(multiple, layer.break_even_rank + 1, multiple)
     every = np.append(ranks, layer.full_rank)
-    weights = np.append(ranks * float(sum(layer.shape)), float(layer.parameters))
+    weights = np.append(ranks * float(layer.rank_cost), float(layer.parameters))
     costs = weights[None] if constraints is None else constraints.of(layer.name)[:, every]
     worth = np.append((costs[:, :-1] < costs[:, -1:]).any(0), True)
     return Options(

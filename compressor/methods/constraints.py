@@ -83,7 +83,7 @@ def costs_of_weights(
     """
     costs = {}
     for name, layer in layers.items():
-        weights: Floats = np.arange(layer.full_rank + 1, dtype=np.float64) * sum(layer.shape)
+        weights: Floats = np.arange(layer.full_rank + 1, dtype=np.float64) * layer.rank_cost
         weights[layer.break_even_rank + 1 :] = float(layer.parameters)
         costs[name] = weights * per_weight[name]
     return costs

@@ -11,10 +11,11 @@ from compressor.cache import Cache, Tensors
 from compressor.collapse.spill import SpillDirectory, SpilledLayers
 from compressor.collapse.watch import LayerStatistics
 from compressor.errors import LayerError
-from compressor.layers.candidates import Candidate
+from compressor.layers.candidates import Candidate, specs_of
 from compressor.layers.kinds import LAYER_KINDS
-from compressor.layers.surgery import BuildSpec, install, structural_copy
+from compressor.layers.surgery import install, structural_copy
 from compressor.methods.decompose import Decomposition
+from compressor.methods.lookup import truncated_lookup
 from compressor.methods.metrics import METRICS, Truncation
 from compressor.methods.recipe import Recipe
 
@@ -82,8 +83,11 @@ class Decompositions:
 
     def _made(self, name: str, recipe: Recipe) -> Truncation:
         metric = METRICS.get(recipe.metric)
+        statistics = self._statistics.get(name)
+        looked_up = statistics is not None and statistics.counts is not None
+        truncate = truncated_lookup(recipe.metric) if looked_up else metric.truncate
         try:
-            return metric.truncate(_double(self._weight(name)), self._statistics.get(name), recipe)
+            return truncate(_double(self._weight(name)), statistics, recipe)
         except ValueError as error:
             raise LayerError(name, f"it cannot be decomposed: {error}") from error
 
@@ -132,8 +136,9 @@ def factorized(
     install(
         compressed,
         {
-            name: BuildSpec(layers[name].kind, rank, layers[name].has_bias)
+            part: spec
             for name, rank in chosen.items()
+            for part, spec in specs_of(model, layers[name], rank).items()
         },
     )
     replaced = dict(compressed.named_modules())
@@ -147,6 +152,9 @@ def factorized(
                 _double(bias.detach()), kind.matrix(modules[name]), up, down, truncation.mean
             )
         kind.fill(replaced[name], up, down, bias)
+        for head in layers[name].tied:  # its weight is the embedding's, turned
+            bias = getattr(modules[head], "bias", None)
+            LAYER_KINDS.get("linear").fill(replaced[head], down.T, up.T, bias)
     return compressed
 
 

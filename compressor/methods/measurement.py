@@ -96,7 +96,8 @@ class Measurement:
         if needs == "gradients":
             return self.gradients
         if needs == "loss":
-            return bool(self.layers) and all(s.loss is not None for s in self.layers.values())
+            known = (s.loss is not None or s.counts is not None for s in self.layers.values())
+            return bool(self.layers) and all(known)
         return self.statistics is not None
 
     def nc1_quotients(self) -> dict[str, float | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from compressor.collapse.metrics import cdnv, energy_bound, nc1, nc1_quotient
@@ -86,6 +87,8 @@ def _spectrum(measurement: Measurement, name: str, recipe: Recipe) -> Spectrum |
 def _bound(statistics: LayerStatistics, weight: Tensor, rank: int) -> float | None:
     """Return the share of output energy that collapse alone allows ``rank`` to lose."""
     weight = weight.to(statistics.inputs.means.device)
+    if statistics.counts is not None:  # its outputs are the rows that were measured
+        weight = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
     if rank >= min(weight.shape):
         return 0.0
     within = singular_values(weight, statistics.inputs.within_covariance).square()
@@ -101,9 +104,13 @@ def _lost(
         return None
     if not isinstance(replaced, LOW_RANK_TYPES):
         return 0.0
-    metric = statistics.inputs.total_covariance
     up, down = LAYER_KINDS.get(replaced.kind).factors(replaced)
-    weight = weight.to(metric.device)
-    difference = weight - up.to(metric.device).double() @ down.to(metric.device).double()
+    device = statistics.inputs.means.device
+    weight = weight.to(device)
+    difference = weight - up.to(device).double() @ down.to(device).double()
+    if statistics.counts is not None:
+        lost = float((difference.square() * statistics.counts).sum())
+        return lost / max(float((weight.square() * statistics.counts).sum()), 1e-300)
+    metric = statistics.inputs.total_covariance
     energy = weighted_error(weight, metric, None)
     return weighted_error(difference, metric, None) / energy if energy > 0 else None

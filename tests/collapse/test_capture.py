@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.collapse.capture import TEMPERATURE, capture
+from compressor.collapse.capture import TEMPERATURE, capture, random_signs_
 from compressor.errors import DataError, LayerError
 from compressor.forward import Forward
 from compressor.layers.candidates import find_candidates
@@ -91,7 +91,7 @@ def sample_gradients(model, name, batches, seed):
         with torch.no_grad():
             logits = model(x)
         p = (logits.float() / TEMPERATURE).softmax(1)
-        signs = torch.randint(0, 2, logits.shape, generator=generator).to(p) * 2 - 1
+        signs = random_signs_(torch.ones_like(p), generator)
         u = p.sqrt() * signs - p * (p.sqrt() * signs).sum(1, keepdim=True)
         weight = model.get_submodule(name).weight
         for index in range(len(x)):
@@ -363,3 +363,13 @@ def test_denormal_gradients_are_scaled():
     fisher = run(model, batches, gradients=True).layers["a"].fisher
     assert 0 < fisher.energy < 1e-15
     torch.testing.assert_close(float(fisher.near.trace()), fisher.energy, rtol=1e-4, atol=0)
+
+
+def test_random_signs_are_fair_independent_and_seeded():
+    drawn = random_signs_(torch.ones(101, 999), torch.Generator().manual_seed(0))
+    assert set(drawn.unique().tolist()) == {-1.0, 1.0}
+    assert abs(float(drawn.mean())) < 0.02
+    assert float((drawn[:, 1:] * drawn[:, :-1]).mean().abs()) < 0.02
+    assert float((drawn[1:] * drawn[:-1]).mean().abs()) < 0.02
+    again = random_signs_(torch.full((101, 999), 2.0), torch.Generator().manual_seed(0))
+    assert torch.equal(again, 2 * drawn)

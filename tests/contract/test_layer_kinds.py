@@ -50,6 +50,10 @@ CASES: dict[str, dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]] = {
         "maps, wide, no bias": (lambda: nn.Linear(12, 8, bias=False), (SAMPLES, 2, 3, 12)),
         "windows": (lambda: nn.Linear(8, 12), (4 * SAMPLES, 5, 8)),
     },
+    "embedding": {
+        "tokens": (lambda: nn.Embedding(11, 6), (SAMPLES, 5)),
+        "one token": (lambda: nn.Embedding(5, 8, padding_idx=0), (SAMPLES,)),
+    },
     "conv1d": {"tokens": (conv1d, (SAMPLES, 5, 8))},
     "expert": {
         "tokens": (expert(5 * SAMPLES), (5 * SAMPLES, 8)),
@@ -101,11 +105,20 @@ def cases() -> Iterator[object]:
 def example(request: pytest.FixtureRequest) -> tuple[LayerKind, nn.Module, Tensor]:
     name, (build, shape) = request.param
     torch.manual_seed(0)
-    return LAYER_KINDS.get(name), build().double().eval(), torch.randn(shape).double()
+    kind, module = LAYER_KINDS.get(name), build().double().eval()
+    if kind.lookup:
+        return kind, module, torch.randint(kind.shape(module)[1] - 1, shape)
+    return kind, module, torch.randn(shape).double()
 
 
 def bias_of(module: nn.Module) -> Tensor | float:
-    return module.bias.detach() if module.bias is not None else 0.0
+    bias = getattr(module, "bias", None)
+    return 0.0 if bias is None else bias.detach()
+
+
+def without_bias(kind: LayerKind, bias: bool) -> None:
+    if bias and kind.lookup:
+        pytest.skip("lookups have no bias")
 
 
 def test_is_recognised_as_its_kind_alone(example):
@@ -156,6 +169,7 @@ def test_rows_that_fit_no_sample_are_told(example):
 @pytest.mark.parametrize("bias", [False, True])
 def test_factors_round_trip(example, bias):
     kind, module, x = example
+    without_bias(kind, bias)
     m, n = kind.shape(module)
     lowrank = kind.build(module, 2, bias=bias)
     assert isinstance(lowrank, LOW_RANK_TYPES)
@@ -176,15 +190,17 @@ def test_full_rank_is_the_dense_layer(example):
     kind, module, x = example
     matrix = kind.matrix(module)
     full = min(matrix.shape)
-    lowrank = kind.build(module, full, bias=module.bias is not None)
+    bias = getattr(module, "bias", None)
+    lowrank = kind.build(module, full, bias=bias is not None)
     up, down = decompose(matrix).factors(full)
-    kind.fill(lowrank, up, down, None if module.bias is None else module.bias.detach())
+    kind.fill(lowrank, up, down, None if bias is None else bias.detach())
     torch.testing.assert_close(lowrank(x), module(x), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_dense_layer_is_the_product_of_the_factors(example, bias):
     kind, module, x = example
+    without_bias(kind, bias)
     m, n = kind.shape(module)
     lowrank = kind.build(module, 2, bias=bias)
     kind.fill(lowrank, torch.randn(m, 2), torch.randn(2, n), torch.randn(m) if bias else None)
@@ -198,7 +214,8 @@ def test_dense_layer_is_the_product_of_the_factors(example, bias):
 
 def test_meta_skeleton_stays_meta(example):
     kind, module, _ = example
-    assert all(p.is_meta for p in kind.build(module.to("meta"), 1, bias=True).parameters())
+    skeleton = kind.build(module.to("meta"), 1, bias=not kind.lookup)
+    assert all(p.is_meta for p in skeleton.parameters())
 
 
 def test_layers_of_one_geometry_share_rows(example):
