@@ -174,10 +174,11 @@ def find_candidates(
             reason = "its weight is shared with another module"
             if kind.lookup and _matches(name, include):
                 others = _sharing(model, name)
-                free = [o for o in others if o in seen.makes_logits and not _matches(o, exclude)]
-                tied, reason = (
-                    (free, None) if free == others else ((), _added(module, kind, others))
-                )
+                makers = [o for o in others if o in seen.makes_logits and not _matches(o, exclude)]
+                if makers == others:
+                    tied, reason = tuple(makers), None
+                else:
+                    reason = _added(module, kind, others)
         if reason is None and _matches(name, exclude):
             reason = "excluded"
         if reason is None and not _matches(name, include):

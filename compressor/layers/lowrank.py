@@ -87,7 +87,8 @@ class LowRankEmbedding(nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map indices [...] to [..., D]."""
-        return self.up(functional.embedding(input, self.weight, self.padding_idx))
+        rows = functional.embedding(input, self.weight, self.padding_idx)
+        return functional.linear(rows, self.up.weight)
 
     def extra_repr(self) -> str:
         """Return the sizes for ``repr``."""
