@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from compressor.collapse.token_capture import by_head
 from compressor.collapse.watch import LayerStatistics
 from compressor.errors import LayerError
 from compressor.forward import Inputs, batch_length, token_mask
@@ -26,6 +27,7 @@ from compressor.methods.decompose import weighted_error
 from compressor.methods.factorize import corrected_bias
 from compressor.methods.measurement import Measurement
 from compressor.methods.recipe import Recipe
+from compressor.tokens import TokenForward
 
 SAMPLES = 64
 ROWS = 4096
@@ -116,9 +118,10 @@ def output_errors(
     """
     layers = lowrank_layers(compressed)
     dense = dict(measurement.model.named_modules())
-    candidates = {
-        name: layer for name, layer in measurement.candidates.layers.items() if name in layers
-    }
+    watched = measurement.candidates
+    if isinstance(measurement.forward, TokenForward):  # it stops before the head
+        watched = by_head(measurement.model, watched)[0]
+    candidates = {name: layer for name, layer in watched.layers.items() if name in layers}
     found = {name: OutputError() for name in candidates}
     if not found:
         return found
@@ -160,6 +163,9 @@ def predicted_error(statistics: LayerStatistics, dense: nn.Module, lowrank: nn.M
     covariance, mean = statistics.inputs.total_covariance, statistics.inputs.mean
     up, down = kind.factors(lowrank)
     difference = kind.matrix(dense).to(mean) - up.to(mean) @ down.to(mean)
+    if statistics.counts is not None:  # rows are one-hot: E‖D z‖² over what was looked up
+        shares = statistics.counts / statistics.counts.sum()
+        return float(difference.square().sum(0) @ shares.to(difference))
     offset = difference @ mean
     for module, sign in ((dense, 1), (lowrank, -1)):
         bias = getattr(module, "bias", None)
