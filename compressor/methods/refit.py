@@ -29,7 +29,7 @@ from compressor.errors import LayerError
 from compressor.forward import Batches, Forward, Inputs, batch_length, token_mask
 from compressor.layers.candidates import Candidate
 from compressor.layers.kinds import LAYER_KINDS
-from compressor.layers.lowrank import LOW_RANK_TYPES
+from compressor.layers.lowrank import LOW_RANK_TYPES, LowRankEmbedding
 from compressor.layers.surgery import replace_module, structural_copy
 from compressor.methods.norms import NormCorrection, channel_moments, norms_of
 from compressor.progress import SILENT, Progress
@@ -75,14 +75,21 @@ def refitted(
     modules = dict(fitted.named_modules())
     for name, module in dict(twins.named_modules()).items():
         other = modules.get(name)
-        if isinstance(other, LOW_RANK_TYPES):
+        if isinstance(other, LowRankEmbedding):  # indices do not drift
+            replace_module(twins, name, Twin(module, other, lambda first, second, expected: None))
+        elif isinstance(other, LOW_RANK_TYPES):
             fit = Fit(name, layers[name], module, other, ridge=ridge)
             replace_module(twins, name, Twin(module, other, _fitting(fit, name, current)))
     if norms:
         for name, module in norms_of(twins).items():
             correction = NormCorrection(modules[name])
             replace_module(twins, name, Twin(module, modules[name], _correcting(correction)))
-    names = [name for name in layers if isinstance(modules[name], LOW_RANK_TYPES)]
+    names = [
+        name
+        for name in layers
+        if isinstance(modules[name], LOW_RANK_TYPES)
+        and not isinstance(modules[name], LowRankEmbedding)
+    ]
     if not names:
         return fitted
     generator = torch.Generator().manual_seed(seed)
