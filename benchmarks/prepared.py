@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
@@ -36,6 +37,7 @@ from compressor.methods.sharing import label
 from compressor.models import load_model
 from compressor.progress import SILENT
 from compressor.stages import factorize, gather, measure
+from compressor.tokens import TokenForward
 
 Key = tuple[str, str, object]
 
@@ -118,7 +120,10 @@ class Prepared:
         model, data = settings
         self.model = load_model(model)
         self.data = load_data(data, self.model, seed=seed)
-        self.forward = Forward(classes=self.data.classes, device=default_device(self.model.module))
+        device = default_device(self.model.module)
+        self.forward = Forward(classes=self.data.classes, device=device)
+        if self.model.task != "classification":
+            self.forward = TokenForward(device=device)
         self.passes: dict[Needs, Cost] = {}
         self._shuffled_statistics: Statistics | None = None
         self.settings_hash = hash_of(
@@ -136,12 +141,16 @@ class Prepared:
         """Run one pass of each sort that is needed, and join what they gathered.
 
         The passes that fewer methods need only fill in what the others do not gather; a forward
-        pass beside a backward one is there to tell what it costs alone.
+        pass beside a backward one is there to tell what it costs alone. Over windows of tokens that
+        would take long, and the backward pass's cost stands for it.
         """
         wanted = [kind for kind in get_args(Needs) if kind in set(needs)]
         wanted.sort(key=lambda kind: (kind != "gradients", kind == "weights"))
         found: Measurement | None = None
         for kind in wanted:
+            if kind == "forward" and found is not None and isinstance(self.forward, TokenForward):
+                self.passes[kind] = self.passes[wanted[0]]
+                continue
             with metered() as cost:
                 gathered = self._measure(kind)
             self.passes[kind] = cost
@@ -216,6 +225,7 @@ class Prepared:
             accuracy=found.accuracy,
             kl=found.kl_to_dense,
             agreement=found.agreement,
+            **_perplexities(self.dense, found),
             choice=label(plan.recipe) + (", norms" if plan.recipe.norm_correction else ""),
             seconds={name: round(max(spent, 0.0), 3) for name, spent in seconds.items()},
             memory=_memory(passed, (planning, factorizing), used=used, made=made),
@@ -271,6 +281,13 @@ def _joined(first: Measurement, second: Measurement) -> Measurement:
         for name, known in first.layers.items()
     }
     return replace(first, statistics=replace(first.statistics, layers=layers))
+
+
+def _perplexities(dense: Evaluation, found: Evaluation) -> dict[str, float]:
+    """Return the perplexities of both, where tokens are predicted."""
+    if found.tokens is None or found.loss is None or dense.loss is None:
+        return {}
+    return {"dense_perplexity": math.exp(dense.loss), "perplexity": math.exp(found.loss)}
 
 
 def _memory(passed: Cost, steps: Iterable[Cost], *, used: Spent, made: Spent) -> int | None:

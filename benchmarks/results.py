@@ -48,7 +48,9 @@ class Figures(BaseModel):
         dense_accuracy: Accuracy of the dense model on the test split.
         accuracy: Accuracy of the compressed one.
         kl: Mean KL from the dense model on the test split, in nats.
-        agreement: Share of test samples on which both predict alike.
+        agreement: Share of test samples (or tokens) on which both predict alike.
+        dense_perplexity: Of the dense model's tokens on the test split; None of other models.
+        perplexity: Of the compressed one's.
         choice: The recipe that the method came to.
         seconds: Seconds to measure, decompose, plan, factorize and evaluate, each as if the method
             had run alone, though passes and decompositions are shared.
@@ -64,6 +66,8 @@ class Figures(BaseModel):
     accuracy: float | None
     kl: float
     agreement: float
+    dense_perplexity: float | None = None
+    perplexity: float | None = None
     choice: str
     seconds: dict[str, float]
     memory: int | None

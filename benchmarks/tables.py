@@ -92,6 +92,9 @@ def _columns(row: Row) -> dict[str, float]:
         columns["accuracy"] = figures.accuracy
         columns["dense_accuracy"] = figures.dense_accuracy
         columns["points_lost"] = 100 * (figures.dense_accuracy - figures.accuracy)
+    if figures.perplexity is not None and figures.dense_perplexity is not None:
+        columns["dense_perplexity"] = figures.dense_perplexity
+        columns["perplexity_ratio"] = figures.perplexity / figures.dense_perplexity
     if figures.memory is not None:
         columns["memory"] = figures.memory / MIB
     return columns
@@ -226,6 +229,12 @@ def _workload(found: Sequence[Summary], rows: Sequence[Row]) -> list[str]:
             f"Dense accuracy {100 * first.values['dense_accuracy']:.2f} % on {samples} test "
             "samples."
         )
+    tokens = next((s for s in found if "dense_perplexity" in s.values), None)
+    if tokens is not None:
+        parts.append(
+            f"Dense perplexity {tokens.values['dense_perplexity']:.2f}. *ppl ×* is the perplexity "
+            "over that; samples are windows, and accuracy is that of the next token."
+        )
     for budget in dict.fromkeys(summary.budget for summary in found):
         here = [s for s in found if s.budget == budget]
         here.sort(key=lambda s: (s.kl is None, s.kl or 0.0))
@@ -236,6 +245,7 @@ def _workload(found: Sequence[Summary], rows: Sequence[Row]) -> list[str]:
             "accuracy %",
             "points lost",
             "KL",
+            *(["ppl ×"] if tokens is not None else []),
             "agreement %",
             "measure s",
             "plan s",
@@ -249,7 +259,7 @@ def _workload(found: Sequence[Summary], rows: Sequence[Row]) -> list[str]:
                 [
                     f"| {' | '.join(head)} |",
                     "|---|" + "---:|" * (len(head) - 2) + "---|",
-                    *(_line(summary) for summary in here),
+                    *(_line(summary, tokens=tokens is not None) for summary in here),
                 ]
             ),
         ]
@@ -259,7 +269,7 @@ def _workload(found: Sequence[Summary], rows: Sequence[Row]) -> list[str]:
     return parts
 
 
-def _line(summary: Summary) -> str:
+def _line(summary: Summary, *, tokens: bool) -> str:
     values = summary.values
 
     def shown(name: str, digits: int, scale: float = 1.0) -> str:
@@ -276,6 +286,7 @@ def _line(summary: Summary) -> str:
         shown("accuracy", 2, 100),
         shown("points_lost", 2),
         _NONE if summary.kl is None else _figure(summary.kl),
+        *([shown("perplexity_ratio", 3)] if tokens else []),
         shown("agreement", 2, 100),
         shown("seconds_measure", 1),
         _NONE if planning is None else f"{planning:.1f}",

@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 
 import pytest
 import torch
@@ -11,16 +12,19 @@ from torch import nn
 from benchmarks import finetune_text, quality, train_resnet
 from benchmarks.arms import all_arms, chosen_arms
 from benchmarks.controls import CONTROLS, ShuffledLabels, donors_of, permuted
+from benchmarks.orange_texts import texts_of
 from benchmarks.prepared import DenseCache, Prepared
 from benchmarks.resources import metered
 from benchmarks.results import Cell, Figures, Results, Row
-from benchmarks.tables import controls, summaries, verdict
+from benchmarks.tables import controls, markdown, summaries, verdict
 from benchmarks.workloads import WORKLOADS, find_paths, variable
 from compressor.collapse.metrics import nc1_quotient
 from compressor.errors import UsageError
 from compressor.methods.method import METHODS
 from compressor.methods.recipe import Recipe
 from compressor.models import load_model
+from compressor.settings import DataSettings, ModelSettings
+from tests import language
 
 
 def cell(**changes):
@@ -296,3 +300,32 @@ def test_a_budget_that_cannot_be_read_is_refused_before_any_work(tmp_path, capsy
         quality.main(["--quick", "--budgets", "60%", "--out", str(tmp_path / "out")])
     assert "Expected kind=share" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
+
+
+def test_language_models_are_compared_by_perplexity(tmp_path):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text(language.text())
+    data = DataSettings(data=str(corpus), max_length=24, calibration=8, limit=4)
+    model = ModelSettings(model=str(language.save("llama", tmp_path / "model")), device="cpu")
+    prepared = Prepared((model, data), seed=0, dense=DenseCache())
+    arms = chosen_arms(["svd", "svd-llm", "gfwsvd"])
+    measurement = prepared.measured({arm.needs for arm in arms})
+    assert prepared.passes["forward"] is prepared.passes["gradients"]  # one pass for both
+    rows = []
+    for arm in arms:
+        figures = prepared.run(measurement, arm, "layers=60%")
+        assert figures.dense_perplexity == pytest.approx(math.exp(prepared.dense.loss))
+        assert figures.perplexity > 1
+        rows.append(Row(cell=cell(method=arm.name), group=arm.group, figures=figures))
+    page = markdown(rows, {}, plot="p.svg")
+    assert "| KL | ppl × | agreement % |" in page
+    ratio = rows[0].figures.perplexity / rows[0].figures.dense_perplexity
+    assert f" {ratio:.3f} |" in page
+
+
+def test_orange_tables_are_read_without_their_header(tmp_path):
+    table = tmp_path / "tales.tab"
+    table.write_text('Type\tText\nd\tstring\nclass\tinclude=True\na\tOnce "upon\nb\ta time\n')
+    assert texts_of(table, "Text") == ['Once "upon', "a time"]
+    with pytest.raises(ValueError, match=r"no column 'Content'\. Found"):
+        texts_of(table, "Content")

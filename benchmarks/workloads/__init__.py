@@ -57,6 +57,7 @@ WORKLOADS: Registry[Workload] = Registry(
         "benchmarks.workloads.efficientnet",
         "benchmarks.workloads.digits",
         "benchmarks.workloads.resnet",
+        "benchmarks.workloads.smollm2",
     ),
 )
 
