@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from compressor.collapse.capture import fisher_gradient, frozen
+from compressor.collapse.token_capture import drawn_gradient
 from compressor.forward import Forward, Inputs, batch_length
 from compressor.layers.candidates import Candidate
 from compressor.layers.kinds import LAYER_KINDS
+from compressor.tokens import Head, TokenForward
 
 RowEnergies = dict[str, list[Tensor]]
 """‖δ‖² [B, P] at the output rows of each layer, one tensor for each of its calls in order."""
@@ -34,7 +36,7 @@ def row_energies(
         layers: The candidates by name.
         names: Those that are asked for.
         inputs: One batch.
-        forward: How to call the model on classes.
+        forward: How to call the model.
         generator: Source of the random signs.
     """
     modules = dict(model.named_modules())
@@ -68,7 +70,10 @@ def row_energies(
             handle = modules[name].register_forward_hook(watch(name))
             hooks.callback(handle.remove)
         logits = forward(model, inputs)
-        drawn = fisher_gradient(logits, generator)
+        if isinstance(forward, TokenForward):  # these are hidden states yet
+            drawn = drawn_gradient(Head(model), logits, generator)
+        else:
+            drawn = fisher_gradient(logits, generator)
         if logits.requires_grad:
             # Scaled to 1: products of tiny gradients are denormal, and a hundred times slower.
             largest = drawn.abs().max().clamp_min(torch.finfo(drawn.dtype).tiny)

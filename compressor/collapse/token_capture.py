@@ -165,6 +165,22 @@ def capture_tokens(
     )
 
 
+def drawn_gradient(head: Head, hidden: Tensor, generator: torch.Generator) -> Tensor:
+    """Return random gradients at the last hidden state [B, T, D], drawn as for the Fisher.
+
+    Every position predicts; logits are made in chunks.
+    """
+    rows = hidden.detach().flatten(0, 1)
+    found = torch.empty_like(rows)
+    for part in head.chunks(rows):
+        with torch.enable_grad():
+            leaf = rows[part].clone().requires_grad_()
+            logits = head(leaf)
+        drawn = fisher_gradient(logits, generator).to(logits.dtype)
+        (found[part],) = torch.autograd.grad(logits, leaf, drawn)
+    return found.view_as(hidden)
+
+
 def by_head(model: nn.Module, candidates: Candidates) -> tuple[Candidates, Candidates]:
     """Return the candidates up to the last hidden state, and those that make logits of it.
 

@@ -15,6 +15,7 @@ from compressor.methods.measurement import Measurement
 from compressor.methods.method import METHODS, Decision
 from compressor.methods.metrics import Needs
 from compressor.methods.recipe import Recipe
+from compressor.methods.refit import can_refit
 from compressor.methods.select import Trials
 from compressor.methods.sharing import allocate
 from compressor.progress import Progress
@@ -63,9 +64,9 @@ class Guided:
     ) -> Decision:
         """Allocate the budget under each recipe and keep the best on the selection data.
 
-        With gradients of class predictions, two more are made of the best: one whose layers weigh
-        what they lose by measurement, and one whose factors are refitted in sequence. Without
-        selection data the grid's first recipe is taken.
+        With gradients, more are made of the best: one whose layers weigh what they lose by
+        measurement, of class predictions only, and one whose factors are refitted in sequence.
+        Without selection data the grid's first recipe is taken.
         """
         grid = GRADIENT_GRID if measurement.gradients else FORWARD_GRID
         if measurement.selection is None:
@@ -76,10 +77,9 @@ class Guided:
             partial(trials.add, recipe, constraints, multiple=multiple) for recipe in grid
         ]
         if measurement.gradients and not isinstance(measurement.forward, TokenForward):
-            steps += [
-                partial(trials.add_measured, constraints, multiple=multiple),
-                trials.add_refitted,
-            ]
+            steps.append(partial(trials.add_measured, constraints, multiple=multiple))
+        if measurement.gradients and can_refit(measurement.candidates.layers):
+            steps.append(trials.add_refitted)
         for step in progress.track(steps, description="select", total=len(steps)):
             step()
         return trials.decision()

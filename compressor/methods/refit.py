@@ -33,6 +33,7 @@ from compressor.layers.lowrank import LOW_RANK_TYPES, LowRankEmbedding
 from compressor.layers.surgery import replace_module, structural_copy
 from compressor.methods.norms import NormCorrection, channel_moments, norms_of
 from compressor.progress import SILENT, Progress
+from compressor.tokens import TokenForward, before_head
 
 RIDGE = 0.01
 SAMPLES = 512
@@ -73,11 +74,14 @@ def refitted(
     twins = structural_copy(dense).eval()
     current = _Current()
     modules = dict(fitted.named_modules())
+    fitting = list(layers)
+    if isinstance(forward, TokenForward):  # it stops before the head
+        fitting = [name for name in layers if before_head(dense, name)]
     for name, module in dict(twins.named_modules()).items():
         other = modules.get(name)
         if isinstance(other, LowRankEmbedding):  # indices do not drift
             replace_module(twins, name, Twin(module, other, lambda first, second, expected: None))
-        elif isinstance(other, LOW_RANK_TYPES):
+        elif isinstance(other, LOW_RANK_TYPES) and name in fitting:
             fit = Fit(name, layers[name], module, other, ridge=ridge)
             replace_module(twins, name, Twin(module, other, _fitting(fit, name, current)))
     if norms:
@@ -86,7 +90,7 @@ def refitted(
             replace_module(twins, name, Twin(module, modules[name], _correcting(correction)))
     names = [
         name
-        for name in layers
+        for name in fitting
         if isinstance(modules[name], LOW_RANK_TYPES)
         and not isinstance(modules[name], LowRankEmbedding)
     ]
@@ -106,6 +110,14 @@ def refitted(
         if seen >= samples:
             break
     return fitted
+
+
+def can_refit(layers: Mapping[str, Candidate]) -> bool:
+    """Return whether every layer gets the dense rows in the first half of a doubled batch.
+
+    Experts of a mixture do not: both models' tokens are routed apart.
+    """
+    return all(layer.kind != "expert" for layer in layers.values())
 
 
 class Twin(nn.Module):

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from compressor.collapse.capture import fisher_gradient
 from compressor.collapse.row_energy import row_energies
 from compressor.errors import LayerError
 from compressor.forward import Forward
+from compressor.layers.candidates import find_candidates
 from compressor.layers.surgery import structural_copy
 from compressor.methods.constraints import weights_within
 from compressor.methods.norms import norm_inputs
 from compressor.methods.recipe import Recipe
-from compressor.methods.refit import Twin, refitted
+from compressor.methods.refit import Twin, can_refit, refitted
 from compressor.methods.sharing import allocate
 from compressor.stages import measure
+from compressor.tokens import TokenForward
+from tests import language
 from tests.methods.measured import batches, measured
 
 WEIGHTS = (24 * 40 + 40 * 32) // 3
@@ -223,3 +229,50 @@ def test_a_twin_answers_for_the_dense_layer():
     assert twin.in_features == 3
     with pytest.raises(AttributeError, match="nothing"):
         twin.nothing  # noqa: B018
+
+
+def token_batches(count=6):
+    draw = torch.Generator().manual_seed(0)
+    made = []
+    for _ in range(count):
+        ids = torch.randint(6, 23, (2, 12), generator=draw)
+        labels = torch.full_like(ids, -100)
+        labels[:, :-1] = ids[:, 1:]
+        made.append(({"input_ids": ids}, labels))
+    return made
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5"])
+def test_language_models_come_nearer_to_the_dense_one(family):
+    model, given = language.build(family), token_batches()
+    if family == "t5":
+        given = [({**x, "decoder_input_ids": x["input_ids"]}, labels) for x, labels in given]
+    found = measure(model, given, selection=given)
+    ranks = {name: max(1, layer.full_rank // 3) for name, layer in found.candidates.layers.items()}
+    plain, recipe = found.factorized(ranks, Recipe(metric="fisher"))
+    refit, _ = found.factorized(ranks, recipe.model_copy(update={"refit": RIDGE}))
+    least = 0.9 if family == "llama" else 1.0
+    assert found.divergence(refit) < least * found.divergence(plain)
+
+
+def test_row_energies_of_tokens_are_those_of_drawn_gradients():
+    model, (inputs, _) = language.build("llama"), token_batches(1)[0]
+    name = "model.layers.0.mlp.down_proj"
+    layers = find_candidates(model, inputs).layers
+    draws = [torch.Generator().manual_seed(0) for _ in range(2)]
+    found = row_energies(model, layers, [name], inputs, forward=TokenForward(), generator=draws[0])
+    met = []
+    hook = model.get_submodule(name).register_forward_hook(lambda m, args, out: met.append(out))
+    logits = model(**inputs).logits
+    hook.remove()
+    drawn = fisher_gradient(logits.flatten(0, 1), draws[1]).view_as(logits)
+    (delta,) = torch.autograd.grad(logits, met[0], drawn)
+    torch.testing.assert_close(found[name][0].float(), delta.square().sum(-1), rtol=1e-3, atol=1e-9)
+
+
+def test_experts_are_not_refitted():
+    model = language.build("llama")
+    layers = find_candidates(model, token_batches(1)[0][0]).layers
+    assert can_refit(layers)
+    name = next(iter(layers))
+    assert not can_refit({**layers, name: replace(layers[name], kind="expert")})
