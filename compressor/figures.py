@@ -14,6 +14,7 @@ from torch import nn
 from compressor.data import LabelledData, Split
 from compressor.evaluation.flops import count_flops
 from compressor.evaluation.loop import Evaluation
+from compressor.evaluation.metrics.metric import scores
 from compressor.forward import Forward
 from compressor.methods.measurement import Measurement
 from compressor.models import LoadedModel
@@ -82,8 +83,14 @@ def quality_figures(found: Evaluation, data: LabelledData) -> QualityFigures:
         kl_to_dense=found.kl_to_dense,
         agreement=found.agreement,
         **perplexities(found, data.test_bytes),
+        metrics=metric_figures(found),
         per_class=_class_figures(data.class_names, found),
     )
+
+
+def metric_figures(found: Evaluation) -> dict[str, float]:
+    """Return every quality metric that has a meaning on what was evaluated, by name."""
+    return {} if found.predictions is None else scores(found.predictions)
 
 
 def _class_figures(names: Sequence[str], found: Evaluation) -> tuple[ClassFigures, ...]:

@@ -26,6 +26,7 @@ from compressor.figures import (
     example_length,
     flops,
     left_dense,
+    metric_figures,
     parameters,
     perplexities,
     quality_figures,
@@ -56,6 +57,9 @@ from compressor.stages import candidates_of, factorize, measure, plan, probe_inp
 from compressor.stopwatch import Stopwatch
 from compressor.tokens import TokenForward
 
+SELECTION_TO_JUDGE = 2048
+"""Held-out samples that a ``drop=`` budget is judged on, at most, where nothing else is said."""
+
 
 def plan_model(
     model: ModelSettings,
@@ -78,7 +82,7 @@ def plan_model(
         refuse_existing_file(out, overwrite=overwrite)
     _check_names(method)
     watch = Stopwatch()
-    loaded = load_run(model, data, seed, watch, progress)
+    loaded = load_run(model, enough_to_judge(data, method), seed, watch, progress)
     subject = subject_run(loaded, method)
     grant_run(subject, method)  # what cannot be met is refused before anything is measured
     found = measure_run(loaded, method, seed, watch, progress)
@@ -100,6 +104,7 @@ def plan_model(
         selection=made.selection,
         budgets=budget_figures(made, subject),
         unmet=made.unmet,
+        trials=made.trials,
         notes=loaded.notes,
     )
 
@@ -141,7 +146,7 @@ def compress_model(
         )
     _check_names(method)
     watch = watch or Stopwatch()
-    loaded = load_run(settings.model, settings.data, seed, watch, progress)
+    loaded = load_run(settings.model, enough_to_judge(settings.data, method), seed, watch, progress)
     subject = subject_run(loaded, method)
     if given is None:
         grant_run(subject, method)  # what cannot be met is refused before anything is measured
@@ -248,6 +253,7 @@ def evaluate_model(
             "samples": found.samples,
             "sha256": loaded.data.test.sha256,
             "flops": flops(loaded),
+            "metrics": metric_figures(found),
             "notes": loaded.notes,
             **perplexities(found, loaded.data.test_bytes),
         }
@@ -356,6 +362,18 @@ def measure_run(
             blockwise=method.blockwise,
             progress=progress,
         )
+
+
+def enough_to_judge(data: DataSettings, method: MethodSettings) -> DataSettings:
+    """Return data settings with selection samples enough to tell a point of accuracy.
+
+    Only a ``drop=`` budget asks for that; the promise is judged by an interval that many samples
+    make narrow.
+    """
+    asked = any(parse_budget(budget).kind == "drop" for budget in method.budget)
+    if not asked or data.selection is not None:
+        return data
+    return data.model_copy(update={"selection": SELECTION_TO_JUDGE})
 
 
 def subject_run(loaded: Loaded, method: MethodSettings) -> Subject:

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from compressor.checkpoint.card import model_card
 from compressor.checkpoint.save import save_directory
 from compressor.evaluation.loop import Evaluation
+from compressor.evaluation.metrics.metric import METRICS
+from compressor.evaluation.paired import paired_loss
 from compressor.figures import Loaded, data_figures, left_dense, model_figures, versions
 from compressor.methods.budget import BUDGETS, parse_budget
 from compressor.methods.constraints import Constraints
@@ -19,7 +21,7 @@ from compressor.models import LoadedModel
 from compressor.models.architectures import auto_name
 from compressor.report.html import report_page
 from compressor.saving import lowrank_config
-from compressor.schema import BudgetFigures, RecoveryFigures, Report
+from compressor.schema import BudgetFigures, PairedLoss, RecoveryFigures, Report
 from compressor.settings import CompressSettings
 from compressor.stopwatch import Stopwatch
 
@@ -76,6 +78,8 @@ def make_report(
         selection=made.selection,
         budgets=budget_figures(made, subject),
         unmet=made.unmet,
+        trials=made.trials,
+        losses=losses(dense, after),
         norm_correction=made.recipe.norm_correction,
         recovery=recovery,
         seconds=watch.seconds,
@@ -98,6 +102,7 @@ def budget_figures(made: Plan, subject: Subject) -> tuple[BudgetFigures, ...]:
         kind = BUDGETS.get(budget.kind)
         constraint = kind.constraint(budget, subject)
         if constraint is None:
+            figures += _promised(text, made)
             continue
         spent = float(Constraints((constraint,)).spent(made.ranks)[0])
         figures.append(
@@ -110,6 +115,62 @@ def budget_figures(made: Plan, subject: Subject) -> tuple[BudgetFigures, ...]:
             )
         )
     return tuple(figures)
+
+
+def _promised(text: str, made: Plan) -> list[BudgetFigures]:
+    """Return what the chosen model lost of a promised metric, as the search found it."""
+    budget = parse_budget(text)
+    kept = [trial for trial in made.trials if trial.kept] or list(made.trials)
+    chosen = min(kept, key=lambda trial: trial.share, default=None)
+    if chosen is None:
+        return []  # a plan that was edited, or made by hand
+    (loss,) = [loss for loss in chosen.losses if loss.budget == str(budget)]
+    name = loss.metric
+    if not chosen.kept and not made.unmet:
+        return [
+            BudgetFigures(
+                budget=text,
+                limit=f"{budget.amount:g} {loss.unit} of {name}",
+                reached="0, as every layer stays dense",
+                dense="0",
+                met=True,
+            )
+        ]
+    return [
+        BudgetFigures(
+            budget=text,
+            limit=f"{budget.amount:g} {loss.unit} of {name}",
+            reached=loss.text,
+            dense="0",
+            met=loss.high <= loss.most + 1e-12,
+        )
+    ]
+
+
+def losses(dense: Evaluation, after: Evaluation) -> tuple[PairedLoss, ...]:
+    """Return what the compressed model loses on the test data of each metric, with 95 % intervals.
+
+    Args:
+        dense: How the dense model fares there.
+        after: How the compressed one does.
+    """
+    first, second = dense.predictions, after.predictions
+    if first is None or second is None:
+        return ()
+    found = {
+        name: paired_loss(metric, first, second, level=0.95) for name, metric in METRICS.items()
+    }
+    return tuple(
+        PairedLoss(
+            metric=name,
+            unit=METRICS.get(name).unit,
+            value=loss.value,
+            low=loss.low,
+            high=loss.high,
+        )
+        for name, loss in found.items()
+        if loss is not None
+    )
 
 
 def save_result(

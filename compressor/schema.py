@@ -127,6 +127,7 @@ class QualityFigures(Strict):
         byte_perplexity: exp of the loss per UTF-8 byte of the predicted text: comparable between
             tokenizers.
         tokens: Tokens predicted.
+        metrics: Every registered quality metric that has a meaning here, by name.
         per_class: Accuracy of each class, in the data's order; empty without labels.
     """
 
@@ -137,6 +138,7 @@ class QualityFigures(Strict):
     perplexity: float | None = None
     byte_perplexity: float | None = None
     tokens: int | None = None
+    metrics: dict[str, float] = {}
     per_class: tuple[ClassFigures, ...] = ()
 
 
@@ -172,6 +174,63 @@ class BudgetFigures(Strict):
     reached: str
     dense: str
     met: bool
+
+
+class PairedLoss(Strict):
+    """What a compressed model loses of one metric, on the samples that both models saw.
+
+    Args:
+        metric: Registered name, or ``agreement``.
+        unit: ``points`` of figures that are shares, or ``nats``.
+        value: The loss, positive where the compressed model is worse; a share, or nats.
+        low: Lower end of its interval.
+        high: Upper end.
+    """
+
+    metric: str
+    unit: Literal["points", "nats"]
+    value: float
+    low: float
+    high: float
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether nothing was lost and nothing could be."""
+        return self.value == self.low == self.high == 0
+
+    @property
+    def text(self) -> str:
+        """The loss and its interval, in points or nats."""
+        scale = 100 if self.unit == "points" else 1
+        value, low, high = (
+            f"{scale * number:.3g}".replace("-", "−")
+            for number in (self.value, self.low, self.high)
+        )
+        return f"{value} {self.unit} ({low} … {high})"
+
+
+class PromisedLoss(PairedLoss):
+    """A loss on the selection data beside the most that a ``drop=`` budget allows of it.
+
+    Its interval is at 90 %, so that its upper end is a one-sided bound at 95 %.
+    """
+
+    budget: str
+    most: float
+
+
+class Trial(Strict):
+    """One step of the search for the smallest model that keeps a ``drop=`` budget.
+
+    Args:
+        share: Weights kept of the layers that can be factorized.
+        losses: What was lost, a budget each.
+        kept: Whether every one was kept to.
+    """
+
+    share: float
+    losses: tuple[PromisedLoss, ...]
+    kept: bool
 
 
 class Choice(Strict):
@@ -240,6 +299,8 @@ class Report(Strict):
     selection: tuple[Choice, ...] = ()
     budgets: tuple[BudgetFigures, ...] = ()
     unmet: tuple[str, ...] = ()
+    trials: tuple[Trial, ...] = ()
+    losses: tuple[PairedLoss, ...] = ()
     norm_correction: bool | None = None
     recovery: RecoveryFigures | None = None
     seconds: dict[str, float]
@@ -413,6 +474,7 @@ class PlanReport(Strict):
     selection: tuple[Choice, ...] = ()
     budgets: tuple[BudgetFigures, ...] = ()
     unmet: tuple[str, ...] = ()
+    trials: tuple[Trial, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -441,6 +503,7 @@ class EvaluationReport(Strict):
     perplexity: float | None = None
     byte_perplexity: float | None = None
     tokens: int | None = None
+    metrics: dict[str, float] = {}
     tasks: tuple[TaskFigures, ...] = ()
     notes: tuple[str, ...] = ()
 

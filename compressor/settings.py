@@ -62,6 +62,8 @@ class DataSettings(BaseModel):
         label_column: Column of the label, where it cannot be told.
         max_length: Longest sequence in tokens; the length of windows where tokens are predicted.
         calibration: Largest number of calibration samples; None takes 1024, or 128 windows.
+        selection: Largest number of held-out samples that choices are judged on; None takes half
+            as many as calibrate.
         limit: Largest number of test samples; of calibration samples too where only `measure` runs.
         batch_size: Samples a batch.
         strict: Refuse unreadable samples instead of skipping them.
@@ -75,6 +77,7 @@ class DataSettings(BaseModel):
     label_column: str | None = None
     max_length: Annotated[int, Field(ge=1)] | None = None
     calibration: Annotated[int, Field(ge=1)] | None = None
+    selection: Annotated[int, Field(ge=1)] | None = None
     limit: Annotated[int, Field(ge=1)] | None = None
     batch_size: Annotated[int, Field(ge=1)] | None = None
     strict: bool = False

@@ -26,8 +26,10 @@ from compressor.methods.measurement import Measurement, default_device, hold_out
 from compressor.methods.method import METHODS
 from compressor.methods.output_error import check_output_errors
 from compressor.methods.plan import Plan, check_against, planned_layers
+from compressor.methods.promise import keep_promises, refuse
 from compressor.methods.subject import Subject
 from compressor.progress import SILENT, Progress
+from compressor.schema import Trial
 from compressor.tokens import TokenForward, forward_for, predicts_tokens
 
 PROBE_SAMPLES = 3
@@ -290,9 +292,25 @@ def plan(
         multiple=rank_multiple,
         best_effort=best_effort,
     )
-    decision = member.decide(
-        measurement, allowed.constraints, multiple=rank_multiple, progress=progress
-    )
+    promises = [budget for budget in budgets if budget.kind == "drop"]
+    trials: tuple[Trial, ...] = ()
+    unmet = allowed.unmet
+    if promises:
+        search = keep_promises(
+            measurement,
+            member,
+            promises,
+            allowed.constraints,
+            multiple=rank_multiple,
+            progress=progress,
+        )
+        if not best_effort:
+            refuse(search)
+        decision, trials, unmet = search.decision, search.trials, (*unmet, *search.unmet)
+    else:
+        decision = member.decide(
+            measurement, allowed.constraints, multiple=rank_multiple, progress=progress
+        )
     made = Plan(
         method=method,
         budget=texts,
@@ -303,7 +321,8 @@ def plan(
             measurement.candidates.layers, decision.ranks, measurement.nc1_quotients()
         ),
         selection=decision.selection,
-        unmet=allowed.unmet,
+        unmet=unmet,
+        trials=trials,
     )
     return made.bound_to(measurement)
 

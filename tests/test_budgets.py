@@ -59,3 +59,23 @@ def test_best_effort_saves_the_nearest_and_still_ends_with_three(tmp_path, capsy
     assert printed["budgets"][0]["met"] is False
     assert {layer["rank"] for layer in printed["layers"]} == {1}
     assert (out / "model.safetensors").stat().st_size == printed["compressed"]["bytes"]
+
+
+def test_a_promise_about_accuracy_is_kept_by_a_smaller_model(tmp_path):
+    out = tmp_path / "small"
+    assert compress(out, "--budget", "drop=4", "--budget", "params=95%", "--selection", "200") == 0
+    found = report_of(out)
+    assert 1 < len(found.trials) <= 8
+    kept = min(trial.share for trial in found.trials if trial.kept)
+    dense, small = found.dense, found.compressed
+    assert small.layer_parameters == round(kept * dense.layer_parameters)
+    assert [budget.met for budget in found.budgets] == [True, True]
+    assert "points (" in found.budgets[0].reached
+    by_metric = {loss.metric: loss for loss in found.losses}
+    assert by_metric["top-1"].value == pytest.approx(dense.accuracy - small.accuracy)
+    assert by_metric["top-1"].low <= by_metric["top-1"].value <= by_metric["top-1"].high
+    assert dense.metrics["top-1"] == pytest.approx(dense.accuracy)
+    assert dense.metrics["log-loss"] == pytest.approx(dense.loss)
+    page = (out / "report.html").read_text()
+    assert "Search for the smallest model" in page
+    assert "macro F1" in page

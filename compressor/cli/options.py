@@ -138,6 +138,16 @@ Calibration = Annotated[
         show_default=False,
     ),
 ]
+Selection = Annotated[
+    int | None,
+    _option(
+        "Data",
+        min=1,
+        help="Held-out samples to judge choices on, at most: half as many as calibrate otherwise, "
+        "or 2048 with a drop= budget.",
+        show_default=False,
+    ),
+]
 Limit = Annotated[
     int | None,
     _option("Data", min=1, help="Samples to evaluate on (for measure: to measure on), at most."),
@@ -160,7 +170,8 @@ Budget = Annotated[
         "Method",
         metavar="KIND=AMOUNT",
         help="What to keep: layers=50% of the factorizable layers' parameters, params=80% of all, "
-        "size=40MB on disk, flops=50% of a forward. Can be repeated.",
+        "size=40MB on disk, flops=50% of a forward; or drop=1, the smallest model that loses at "
+        "most a point of accuracy (drop=1@macro-f1 of another metric). Can be repeated.",
     ),
 ]
 BestEffort = Annotated[
@@ -303,6 +314,7 @@ GROUPS: Mapping[type[BaseModel], Group] = {
             "label_column": LabelColumn,
             "max_length": MaxLength,
             "calibration": Calibration,
+            "selection": Selection,
             "limit": Limit,
             "batch_size": BatchSize,
             "strict": Strict,

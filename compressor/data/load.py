@@ -67,6 +67,7 @@ def load_data(
     draws = draw_splits(
         {name: _drawable(split, classes) for name, split in raw.items()},
         calibration=settings.calibration or CALIBRATION,
+        selection=settings.selection,
         limit=settings.limit,
         seed=seed,
     )

@@ -89,6 +89,7 @@ def draw_splits(
     labels: Mapping[str, NDArray[np.int64] | int],
     *,
     calibration: int,
+    selection: int | None = None,
     limit: int | None,
     seed: int,
 ) -> Draws:
@@ -103,6 +104,7 @@ def draw_splits(
         labels: For each of the data's own splits (train, validation, test, all) the class [N] of
             every sample, or only their number N where there are no labels.
         calibration: Largest number of calibration samples.
+        selection: Largest number of selection samples in place of half the calibration's.
         limit: Largest number of test samples, or None for all.
         seed: Seed of every draw.
 
@@ -124,7 +126,7 @@ def draw_splits(
     rest = np.setdiff1d(pool, first)
     notes = []
     if single:
-        wanted = min(calibration // 2, len(pool) // 5)
+        wanted = min(selection or calibration // 2, len(pool) // 5)
         second = Draw(source, stratified_sample(classes[source], rest, wanted, rng[_SELECTION]))
         rest = np.setdiff1d(rest, second.indices)
         notes.append(
@@ -136,7 +138,9 @@ def draw_splits(
         remaining = rest if chosen_from == source else np.arange(sizes[chosen_from])
         second = Draw(
             chosen_from,
-            stratified_sample(classes[chosen_from], remaining, len(first) // 2, rng[_SELECTION]),
+            stratified_sample(
+                classes[chosen_from], remaining, selection or len(first) // 2, rng[_SELECTION]
+            ),
         )
         rest = np.arange(sizes[held_out])
         if held_out == "validation":

@@ -160,7 +160,7 @@ def load_windows(
         seed=seed,
     )
     # Every window holds hundreds of predictions: few of them suffice to choose by.
-    most = max(SELECTION_SHARE, calibration // SELECTION_SHARE)
+    most = settings.selection or max(SELECTION_SHARE, calibration // SELECTION_SHARE)
     found = draws.selection.indices
     spread = found[np.linspace(0, len(found) - 1, min(most, len(found))).astype(np.int64)]
     draws = replace(draws, selection=replace(draws.selection, indices=spread))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import DataError, ModelError
+from compressor.evaluation.metrics.metric import Predictions, predictions
 from compressor.evaluation.tokens import TokenLogits, TokenScores
 from compressor.forward import Batch, Batches, Forward
 from compressor.progress import SILENT, Progress
@@ -39,6 +40,7 @@ class Evaluation:
         tokens: Tokens predicted, where the model predicts tokens: accuracy, loss, KL and agreement
             are then means over tokens, and samples are windows.
         per_class: Counts of each of the C classes; empty without labels.
+        labels: The true classes [N], or None without labels or where tokens are predicted.
     """
 
     samples: int
@@ -49,6 +51,14 @@ class Evaluation:
     logits: Tensor | TokenLogits = field(repr=False)
     tokens: int | None = None
     per_class: tuple[ClassCount, ...] = field(default=(), repr=False)
+    labels: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def predictions(self) -> Predictions | None:
+        """The class distributions beside the labels; None where there are none of either."""
+        if self.labels is None or not isinstance(self.logits, Tensor):
+            return None
+        return predictions(self.logits, self.labels)
 
 
 def evaluate(
@@ -134,7 +144,14 @@ def score(
         alike = logits.argmax(1) == dense_logits.argmax(1).to(logits.device)
         agreement = float(alike.double().mean())
     return Evaluation(
-        len(logits), accuracy, loss, divergence, agreement, logits, per_class=per_class
+        len(logits),
+        accuracy,
+        loss,
+        divergence,
+        agreement,
+        logits,
+        per_class=per_class,
+        labels=labels,
     )
 
 

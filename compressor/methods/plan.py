@@ -13,7 +13,7 @@ from compressor.jsonfile import read_object, validated
 from compressor.layers.candidates import Candidate, Candidates
 from compressor.methods.measurement import Measurement
 from compressor.methods.recipe import Recipe
-from compressor.schema import Choice
+from compressor.schema import Choice, Trial
 
 PLAN_VERSION: Final = 1
 
@@ -51,6 +51,7 @@ class Plan(BaseModel):
         layers: Every candidate, by module name.
         selection: Candidates that were compared on held-out data.
         unmet: Budgets that could not be met, a sentence each; only with best effort.
+        trials: The search that a ``drop=`` budget asked for.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -64,6 +65,7 @@ class Plan(BaseModel):
     layers: dict[str, PlannedLayer]
     selection: tuple[Choice, ...] = ()
     unmet: tuple[str, ...] = ()
+    trials: tuple[Trial, ...] = ()
     _measurement: Measurement | None = PrivateAttr(None)
 
     @property

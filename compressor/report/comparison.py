@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from compressor.evaluation.metrics.metric import METRICS
 from compressor.report.classes import interval_text
 from compressor.report.figures import MISSING, count, figure, nats, percent, points, size
 from compressor.schema import ModelFigures
@@ -18,12 +19,16 @@ COUNTED: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 )
 """Field, label and form of what is compared as a share."""
 
+OWN_ROWS = ("top-1", "log-loss")
+"""Metrics that every report has a field of its own for: accuracy and loss."""
+
 _SHOWN = {field for field, *_ in COUNTED} | {
     "accuracy",
     "loss",
     "kl_to_dense",
     "agreement",
     "per_class",
+    "metrics",
 }
 
 
@@ -63,6 +68,7 @@ def compare_models(dense: ModelFigures, compressed: ModelFigures, samples: int) 
         )
     if dense.loss is not None and compressed.loss is not None:
         rows.append(Row("cross entropy, nats", f"{dense.loss:.4f}", f"{compressed.loss:.4f}", ""))
+    rows += _metric_rows(dense, compressed)
     for field, label, show in COUNTED:
         before, after = getattr(dense, field), getattr(compressed, field)
         rows.append(Row(label, show(before), show(after), _share(before, after)))
@@ -73,6 +79,21 @@ def compare_models(dense: ModelFigures, compressed: ModelFigures, samples: int) 
         if field not in _SHOWN and isinstance(after, int | float):
             shown = figure(before) if isinstance(before, int | float) else MISSING
             rows.append(Row(field.replace("_", " "), shown, figure(after), _share(before, after)))
+    return rows
+
+
+def _metric_rows(dense: ModelFigures, compressed: ModelFigures) -> list[Row]:
+    """Return a row for each quality metric that has none of its own yet."""
+    rows = []
+    for name, metric in METRICS.items():
+        before, after = dense.metrics.get(name), compressed.metrics.get(name)
+        if name in OWN_ROWS or before is None or after is None:
+            continue
+        if metric.unit == "points":
+            change = f"{points(after - before)} points"
+            rows.append(Row(metric.title, percent(before, 2), percent(after, 2), change))
+        else:
+            rows.append(Row(metric.title, f"{before:.4f}", f"{after:.4f}", ""))
     return rows
 
 

@@ -98,10 +98,12 @@ def _sections(report: Report, filled: set[str]) -> list[tuple[str, str]]:
     """Return id and title of every section that is there."""
     titles = (
         ("before-after", "Before and after"),
+        ("losses", "What was lost"),
         ("classes", "Classes"),
         ("depth", "Collapse and rank"),
         ("bound", "Energy and bound"),
         ("spectra", "Spectra"),
+        ("budgets", "Budgets"),
         ("choices", "Choices"),
         ("layers", "Layers"),
         ("left-dense", "Left dense"),
@@ -109,8 +111,8 @@ def _sections(report: Report, filled: set[str]) -> list[tuple[str, str]]:
         ("reproduce", "Reproduce"),
     )
     optional = {"classes", "depth", "bound", "spectra"} - filled
-    if not report.selection:
-        optional.add("choices")
+    present = {"choices": report.selection, "budgets": report.budgets, "losses": report.losses}
+    optional |= {name for name, found in present.items() if not found}
     return [(name, title) for name, title in titles if name not in optional]
 
 

@@ -45,6 +45,7 @@ def view_report(report: Report) -> RenderableType:
         BLANK,
         *data_lines(report.data),
         *_budgets(report.budgets),
+        *_losses(report),
         *([Text(guided)] if guided else []),
         *([line("recovery", _recovery(report.recovery))] if report.recovery else []),
         *_left_dense(report.left_dense),
@@ -299,6 +300,11 @@ def _budgets(budgets: Iterable[BudgetFigures]) -> list[RenderableType]:
         )
         for found in budgets
     ]
+
+
+def _losses(report: Report) -> list[RenderableType]:
+    found = [loss for loss in report.losses if loss.metric == "top-1"]
+    return [_line("loss", f"{loss.text} of accuracy, paired, 95 % interval") for loss in found]
 
 
 def _left_dense(layers: Iterable[DenseLayer]) -> list[RenderableType]:

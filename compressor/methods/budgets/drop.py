@@ -1,0 +1,67 @@
+"""``drop=1`` or ``drop=1@macro-f1``: the largest loss of quality, in points (or nats).
+
+Ranks alone do not tell it: `compressor.methods.promise` searches the smallest model that keeps it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from compressor.errors import UsageError
+from compressor.evaluation.metrics.metric import METRICS, Metric
+from compressor.methods.budget import BUDGETS, Budget
+from compressor.methods.subject import Subject
+
+AGREEMENT = "agreement"
+"""Share of samples on which both models predict alike: accuracy, the dense model being right."""
+
+DEFAULT = "top-1"
+
+
+@dataclass(frozen=True)
+class Drop:
+    """The largest loss of one metric on held-out data."""
+
+    name: str = "drop"
+    examples: tuple[str, ...] = ("drop=1", "drop=0.5@macro-f1", "drop=0.02@log-loss")
+    units: dict[str, float] = field(
+        default_factory=lambda: {"": 1.0, "%": 1.0, "point": 1.0, "points": 1.0, "nats": 1.0}
+    )
+    shares: bool = False
+
+    def check(self, budget: Budget) -> None:
+        """Refuse what is no metric behind the @, and a unit that is not the metric's."""
+        metric_of(budget)
+
+    def show(self, amount: float) -> str:
+        """Return an amount in the unit of its metric, which stands behind the @."""
+        return f"{amount:.6g}"
+
+    def constraint(self, budget: Budget, subject: Subject) -> None:
+        """Only running a model tells what it lost."""
+        del budget, subject
+
+
+def metric_of(budget: Budget) -> Metric:
+    """Return the metric that a ``drop=`` budget is about.
+
+    Raises:
+        UsageError: If it is no registered one.
+    """
+    if budget.at == AGREEMENT:
+        return METRICS.get(DEFAULT)
+    if budget.at is not None and budget.at not in METRICS.names():
+        known = ", ".join((*METRICS.names(), AGREEMENT))
+        raise UsageError(
+            f"The budget drop={budget.amount:g}@{budget.at} names no quality metric. Available: "
+            f"{known}."
+        )
+    return METRICS.get(budget.at or DEFAULT)
+
+
+def most(budget: Budget) -> float:
+    """Return the largest loss in the metric's own unit: a share, or nats."""
+    return budget.amount / 100 if metric_of(budget).unit == "points" else budget.amount
+
+
+BUDGETS.register("drop")(Drop())
