@@ -207,7 +207,7 @@ class _Run:
         if self._loss:
             watch.loss = loss_moments(self._model, part, watch.home)
         if self._fisher:
-            first = self._watch(part)
+            first = self._watch(part, means_only=True)
             if any(layer.has_bias for layer in part.layers.values()):
                 self._centre(first, states, step)
             watch.fisher = centred_moments(self._model, first)
@@ -237,8 +237,15 @@ class _Run:
         with self._chain.left(hidden):
             return self._forward(self._model, inputs)
 
-    def _watch(self, part: Candidates) -> Watch:
-        return Watch(self._model, part, self.frequent.classes + 1, self._forward.device, rest=True)
+    def _watch(self, part: Candidates, *, means_only: bool = False) -> Watch:
+        return Watch(
+            self._model,
+            part,
+            self.frequent.classes + 1,
+            self._forward.device,
+            rest=True,
+            means_only=means_only,
+        )
 
     def _states(self, number: int) -> HiddenStates:
         return HiddenStates(self.layers.spill.path / f"hidden-{number}", self._forward.device)

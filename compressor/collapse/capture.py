@@ -145,7 +145,7 @@ def fisher_moments(
     rest: bool = False,
 ) -> dict[str, FisherMoments]:
     """Return empty Fisher accumulators, centred by the mean input over the first batches."""
-    watch = Watch(model, candidates, classes, forward.device, rest=rest)
+    watch = Watch(model, candidates, classes, forward.device, rest=rest, means_only=True)
     if any(layer.has_bias for layer in candidates.layers.values()):
         with torch.no_grad(), watch.attached():
             for inputs, labels in islice(batches, CENTRING_BATCHES):
@@ -169,7 +169,8 @@ def centred_moments(model: nn.Module, watch: Watch) -> dict[str, FisherMoments]:
             if found.layer.has_bias
             else weight.new_zeros(weight.shape[1])
         )
-        moments[name] = FisherMoments(weight, mean, home=watch.home)
+        bias = getattr(modules[name], "bias", None)
+        moments[name] = FisherMoments(weight, mean, bias=bias, home=watch.home)
     return moments
 
 

@@ -20,9 +20,12 @@ neither larger matrix is ever formed.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
+
+from compressor.collapse.moments import add_symmetric_
 
 
 @dataclass(frozen=True)
@@ -50,25 +53,47 @@ class FisherMoments:
     Args:
         weight: W [m, n] in the activations' precision.
         centre: μ [n] to centre input rows by.
+        bias: The layer's bias [m], where it has one.
+        home: Device that the sums are kept on.
+
+    Attributes:
+        output_at_centre: W μ + b [m]: less this, a row's output is W times the centred row.
     """
 
-    def __init__(self, weight: Tensor, centre: Tensor, *, home: torch.device) -> None:
+    def __init__(
+        self, weight: Tensor, centre: Tensor, *, home: torch.device, bias: Tensor | None = None
+    ) -> None:
         rows, columns = weight.shape
         side = min(rows, columns)
         self._weight, self.centre, self._home = weight, centre, home
         self._tall = rows > columns
+        at_centre = weight.detach() @ centre.to(weight)
+        self.output_at_centre = at_centre if bias is None else at_centre + bias.detach()
         self._near = torch.zeros(side, side, dtype=torch.float64, device=home)
         self._pulled = torch.zeros(side, side, dtype=torch.float64, device=home)
         self._rows = torch.zeros(rows, dtype=torch.float64, device=home)
         self._energy = 0.0
         self._samples = 0
 
-    def update(self, inputs: Tensor, gradients: Tensor, *, scale: float = 1.0) -> None:
+    @property
+    def takes_outputs(self) -> bool:
+        """Whether W z of each row, where it is given, spares a product of its own: m ≤ n."""
+        return not self._tall
+
+    def update(
+        self,
+        inputs: Tensor,
+        gradients: Tensor,
+        outputs: Tensor | None = None,
+        *,
+        scale: float = 1.0,
+    ) -> None:
         """Add a batch.
 
         Args:
             inputs: Centred input rows [B, P, n]; rows to leave out are zero.
             gradients: Gradients δ/scale [B, P, m] of each sample's own loss at the outputs.
+            outputs: W times the input rows [B, P, m], where the caller has them.
             scale: What the gradients were divided by.
 
         Raises:
@@ -76,12 +101,10 @@ class FisherMoments:
         """
         positions = inputs.shape[1]
         rows, columns = self._weight.shape
-        if positions == 1:
-            near, pulled, energy = self._through_sizes(inputs[:, 0], gradients[:, 0])
-        elif positions <= min(rows, columns):
-            near, pulled, energy = self._through_positions(inputs, gradients)
-        else:
+        if positions > min(rows, columns):
             near, pulled, energy = self._through_weights(inputs, gradients)
+        else:
+            near, pulled, energy = self._through_positions(inputs, gradients, outputs)
         self._sum(near, pulled, energy, gradients, scale)
 
     def update_lookups(
@@ -120,59 +143,62 @@ class FisherMoments:
         )
 
     def _sum(
-        self, near: Tensor, pulled: Tensor, energy: Tensor, gradients: Tensor, scale: float
+        self, near: Pair, pulled: Pair, energy: Tensor, gradients: Tensor, scale: float
     ) -> None:
         """Add one batch's products, and its gradients [B, P, m]."""
         if not torch.isfinite(energy):
             raise ValueError("the loss's gradient at its output holds NaN or Inf")
         square = scale * scale
-        self._near.add_(near.to(self._home), alpha=square)
-        self._pulled.add_(pulled.to(self._home), alpha=square)
+        add_symmetric_(self._near, *near, square)
+        add_symmetric_(self._pulled, *pulled, square)
         self._energy += float(energy) * square
         self._rows.add_(gradients.square().sum((0, 1)).to(self._home).double(), alpha=square)
         self._samples += len(gradients)
 
-    def _through_sizes(self, inputs: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """One position [B, ·]: the P×P matrices of `_through_positions` are the squared norms."""
-        input_sizes = inputs.square().sum(1, keepdim=True)  # (B, 1)
-        gradient_sizes = gradients.square().sum(1, keepdim=True)
-        energy = (input_sizes * gradient_sizes).sum()
-        if self._tall:
-            pulled = gradients @ self._weight  # (B, n)
-            near = inputs.T @ (inputs * gradient_sizes)
-            return near, pulled.T @ (pulled * input_sizes), energy
-        pulled = inputs @ self._weight.T  # (B, m)
-        near = gradients.T @ (gradients * input_sizes)
-        return near, pulled.T @ (pulled * gradient_sizes), energy
-
     def _through_positions(
-        self, inputs: Tensor, gradients: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, inputs: Tensor, gradients: Tensor, outputs: Tensor | None = None
+    ) -> tuple[Pair, Pair, Tensor]:
         """Few positions: G Gᵀ = Dᵀ (Z Zᵀ) D through the P×P matrices of each sample."""
-        between_inputs = inputs @ inputs.transpose(1, 2)  # (B, P, P)
-        between_gradients = gradients @ gradients.transpose(1, 2)
+        between_inputs, between_gradients = _products(inputs), _products(gradients)
         energy = (between_inputs * between_gradients).sum()
         if self._tall:
             pulled = gradients @ self._weight  # (B, P, n)
             near = _sandwich(inputs, between_gradients)
             return near, _sandwich(pulled, between_inputs), energy
-        pulled = inputs @ self._weight.T  # (B, P, m)
+        pulled = inputs @ self._weight.T if outputs is None else outputs  # (B, P, m)
         near = _sandwich(gradients, between_inputs)
         return near, _sandwich(pulled, between_gradients), energy
 
-    def _through_weights(self, inputs: Tensor, gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _through_weights(self, inputs: Tensor, gradients: Tensor) -> tuple[Pair, Pair, Tensor]:
         """Many positions: the gradient G [B, m, n] of each sample is the smaller thing."""
         gradient = gradients.transpose(1, 2) @ inputs
         energy = gradient.square().sum()
         if self._tall:
-            near = torch.einsum("bmi,bmj->ij", gradient, gradient)
-            pulled = self._weight.T @ gradient  # (B, n, n)
-            return near, torch.einsum("bik,bjk->ij", pulled, pulled), energy
-        near = torch.einsum("bin,bjn->ij", gradient, gradient)
-        pulled = gradient @ self._weight.T  # (B, m, m)
-        return near, torch.einsum("bki,bkj->ij", pulled, pulled), energy
+            near = gradient.flatten(0, 1)  # Σ_b G_bᵀ G_b takes every row of every G
+            pulled = (self._weight.T @ gradient).transpose(1, 2).flatten(0, 1)
+        else:
+            near = gradient.transpose(1, 2).flatten(0, 1)
+            pulled = (gradient @ self._weight.T).flatten(0, 1)
+        return (near, near), (pulled, pulled), energy
 
 
-def _sandwich(rows: Tensor, middle: Tensor) -> Tensor:
-    """Return Σ_b R_bᵀ M_b R_b [k, k] of rows [B, P, k] and symmetric middles [B, P, P]."""
-    return rows.flatten(0, 1).T @ (middle @ rows).flatten(0, 1)
+Pair: TypeAlias = tuple[Tensor, Tensor]
+"""L and R [N, k] whose product LᵀR [k, k] is symmetric, and not made yet."""
+
+
+def _products(rows: Tensor) -> Tensor:
+    """Return R_b R_bᵀ [B, P, P] of rows [B, P, k]."""
+    if rows.shape[1] == 1:  # products of single rows are squared norms, and faster so
+        return rows.square().sum(2, keepdim=True)
+    return rows @ rows.transpose(1, 2)
+
+
+def _sandwich(rows: Tensor, middle: Tensor) -> Pair:
+    """Return R and M R [B·P, k], whose product is Σ_b R_bᵀ M_b R_b.
+
+    Args:
+        rows: R [B, P, k].
+        middle: M [B, P, P], symmetric.
+    """
+    mixed = middle * rows if rows.shape[1] == 1 else middle @ rows
+    return rows.flatten(0, 1), mixed.flatten(0, 1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from compressor.collapse.moments import ClassMoments
+from compressor.collapse.spectra import eigh
 
 SMALLEST_EIGENVALUE = 1e-6
 """Share of the largest between-class eigenvalue below which a direction counts as absent."""
@@ -96,6 +97,8 @@ def nc1(moments: ClassMoments, within_covariance: Tensor) -> tuple[float | None,
     eigenvalues λ_k, and u_k = Mᵀ v_k/√λ_k are Σ_B's eigenvectors, so that the trace is
     Σ u_kᵀ Σ_W u_k / λ_k over the λ_k above `SMALLEST_EIGENVALUE` of the largest.
 
+    With more classes than features, the u_k are found from Σ_B itself.
+
     Args:
         moments: Class moments [C, D].
         within_covariance: Σ_W [D, D].
@@ -105,13 +108,15 @@ def nc1(moments: ClassMoments, within_covariance: Tensor) -> tuple[float | None,
     if classes < 2:
         return None, 0
     factor = moments.between_factor[seen]  # (C, D)
-    values, vectors = torch.linalg.eigh(factor @ factor.T)
+    many = factor.shape[0] > factor.shape[1]  # more classes than features: Σ_B is the smaller
+    gram = factor.T @ factor if many else factor @ factor.T
+    values, vectors = eigh(gram)
     largest = float(values[-1])
     if largest <= _rounding(moments):
         return None, 0
     keep = values > SMALLEST_EIGENVALUE * largest
     values, vectors = values[keep], vectors[:, keep]
-    directions = factor.T @ vectors / values.sqrt()  # (D, kept)
+    directions = vectors if many else factor.T @ vectors / values.sqrt()  # (D, kept)
     spread = ((within_covariance @ directions) * directions).sum(0)
     return float((spread / values).sum()) / classes, int(keep.sum())
 

@@ -8,6 +8,9 @@ from torch import Tensor
 BLOCK = 8192
 """Rows whose Gram matrix is summed in the rows' own precision before it is added in float64."""
 
+PANEL = 192
+"""Columns of a Gram matrix that are multiplied at once; only panels on and above its diagonal."""
+
 ONE_HOT_CLASSES = 256
 """Up to this many classes in a batch, sums by class are one matrix product."""
 
@@ -76,7 +79,8 @@ class ClassMoments:
         if not bool(torch.isfinite(about).all()):
             bad = int((~torch.isfinite(rows).all(1)).sum())
             raise ValueError(f"{bad} of {len(rows)} rows hold NaN or Inf")
-        centred = rows - about[position]
+        centred = about.index_select(0, position)
+        torch.sub(rows, centred, out=centred)
         left = _class_means(centred, position, mass, counts)
         norms = centred.square().sum(1).double()
         squares = torch.zeros_like(counts)
@@ -247,4 +251,23 @@ def add_gram(total: Tensor, rows: Tensor) -> None:
     """Add rowsᵀ rows to ``total`` [D, D] in float64, in place, as `gram` computes it."""
     for start in range(0, len(rows), BLOCK):
         block = rows[start : start + BLOCK]
-        total.add_(block.T @ block)
+        add_symmetric_(total, block, block)
+
+
+def add_symmetric_(total: Tensor, left: Tensor, right: Tensor, factor: float = 1.0) -> None:
+    """Add ``factor`` leftᵀ right, a product that is symmetric, to a float64 matrix in place.
+
+    Little more than half of it is multiplied.
+
+    Args:
+        total: [k, k], on any device.
+        left: [N, k], in any precision.
+        right: [N, k].
+        factor: Multiplies the product.
+    """
+    side = left.shape[1]
+    for first in range(0, side, PANEL):
+        last = min(first + PANEL, side)
+        panel = (left[:, first:last].T @ right[:, first:]).to(total.device)
+        total[first:last, first:].add_(panel, alpha=factor)
+        total[last:, first:last].add_(panel[:, last - first :].T, alpha=factor)

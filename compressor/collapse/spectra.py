@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def singular_values(matrix: Tensor, input_metric: Tensor | None = None) -> Tensor:
@@ -24,18 +29,44 @@ def singular_values(matrix: Tensor, input_metric: Tensor | None = None) -> Tenso
         if given is not None and not bool(torch.isfinite(given).all()):
             raise ValueError("the matrix holds NaN or Inf, and has no singular values")
     matrix = matrix.double()
-    if input_metric is not None:
-        gram = matrix @ input_metric.double() @ matrix.T  # same non-zero eigenvalues, [m, m]
-        if matrix.shape[0] > matrix.shape[1]:
-            values, vectors = torch.linalg.eigh(input_metric.double())
-            root = vectors * values.clamp_min(0).sqrt()
-            gram = root.T @ matrix.T @ matrix @ root
-    elif matrix.shape[0] <= matrix.shape[1]:
-        gram = matrix @ matrix.T
+    wide = matrix.shape[0] <= matrix.shape[1]
+    if input_metric is None:
+        gram = matrix @ matrix.T if wide else matrix.T @ matrix
+    elif wide:
+        gram = matrix @ input_metric.double() @ matrix.T
     else:
-        gram = matrix.T @ matrix
-    values_squared: Tensor = torch.linalg.eigvalsh((gram + gram.T) / 2)
-    return values_squared.clamp_min(0).sqrt().flip(0)
+        values, vectors = eigh(input_metric.double())
+        root = matrix @ (vectors * values.clamp_min(0).sqrt())
+        gram = root.T @ root
+    return eigvalsh(gram).clamp_min(0).sqrt().flip(0)
+
+
+def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ascending eigenvalues [k] and eigenvectors [k, k] of a symmetric matrix [k, k].
+
+    What is not symmetric about it is taken for rounding, and evened out. Where the device's solver
+    fails, for lack of memory or of convergence, the CPU's is asked.
+
+    Raises:
+        ValueError: If the CPU's solver does not converge either.
+    """
+    values, vectors = _solved(torch.linalg.eigh, (matrix + matrix.T) / 2)
+    return values.to(matrix.device), vectors.to(matrix.device)
+
+
+def eigvalsh(matrix: Tensor) -> Tensor:
+    """Return the ascending eigenvalues [k] alone, otherwise as `eigh`."""
+    values: Tensor = _solved(torch.linalg.eigvalsh, (matrix + matrix.T) / 2)
+    return values.to(matrix.device)
+
+
+def _solved(solve: Callable[[Tensor], T], matrix: Tensor) -> T:
+    try:
+        return solve(matrix)
+    except RuntimeError as error:  # torch's LinAlgError and OutOfMemoryError are among them
+        if matrix.device.type == "cpu":
+            raise ValueError(f"its eigendecomposition fails: {error}") from error
+    return solve(matrix.cpu())
 
 
 def stable_rank(values: Tensor) -> float:

@@ -69,6 +69,7 @@ class Watch:
         device: Where the model runs.
         rest: Whether the last class gathers rows that belong to no class. Labels are then of each
             position, [B, T], and rows of another length (an encoder's) belong to the rest.
+        means_only: Gather nothing but the class means of inputs.
     """
 
     def __init__(
@@ -79,7 +80,9 @@ class Watch:
         device: torch.device,
         *,
         rest: bool = False,
+        means_only: bool = False,
     ) -> None:
+        self._means_only = means_only
         self._modules = dict(model.named_modules())
         self._candidates = candidates
         self._rest = classes - 1 if rest else None
@@ -93,7 +96,12 @@ class Watch:
         # Embeddings on the same indices look up rows of their own: each is a group by itself.
         self._of = {n: n if n in tables else c.group for n, c in candidates.layers.items()}
         self._groups = {
-            group: ClassMoments(classes, layer.shape[0 if group in tables else 1], device=self.home)
+            group: ClassMoments(
+                classes,
+                layer.shape[0 if group in tables else 1],
+                scatter=not means_only,
+                device=self.home,
+            )
             for name, layer in candidates.layers.items()
             if (group := self._of[name]) == name
         }
@@ -184,7 +192,12 @@ class Watch:
                 if leads:
                     kept = _kept(rows, keep).to(self.home)
                     self._groups[group].update(kept, labels)
-                    self._magnitudes[group] += kept.abs().sum(0, dtype=torch.float64)
+                if self._means_only:
+                    if not bool(torch.isfinite(out.sum())):
+                        raise ValueError("its output rows hold NaN or Inf")
+                    return None
+                if leads:
+                    self._magnitudes[group] += torch.linalg.vector_norm(kept, 1, dim=0)
                     self._pool(group, rows, keep, reached)
                 if kind.lookup:
                     self._count(layer.name, _kept(args[0].reshape(samples, -1, 1), keep))
@@ -220,6 +233,9 @@ class Watch:
         samples = len(self._labels)
         # A copy: what the model later writes into its input in place does no harm.
         held = inputs.clone()
+        made = None
+        if isinstance(moments, FisherMoments) and moments.takes_outputs and not kind.lookup:
+            made = output.detach().clone()
         self._followed[layer.name] += 1
 
         def gradient_hook(gradient: Tensor) -> None:
@@ -228,11 +244,14 @@ class Watch:
                 met.append(self._looked_up(kind, module, held, gradient, output.detach()))
             else:
                 rows = kind.all_rows(module, held, samples)
-                centred = rows - moments.centre.to(rows)
                 keep = self._keep(rows, kind.reached(module))
-                if keep is not None:
-                    centred *= keep[..., None]
-                met.append((centred, kind.all_output_rows(module, gradient, samples).to(centred)))
+                centred = _centred(rows, moments.centre, keep)
+                gradients = kind.all_output_rows(module, gradient, samples).to(centred)
+                met.append((centred, gradients))
+                if made is not None and isinstance(moments, FisherMoments):
+                    outputs = kind.all_output_rows(module, made, samples)
+                    outputs = _centred(outputs, moments.output_at_centre, keep)
+                    met[-1] = (centred, gradients, outputs)
             if len(met) == self._followed[layer.name]:
                 self._add(layer.name, moments)
 
@@ -343,6 +362,14 @@ def with_heads(
         name: replace(found[name], head=found.get(layer.tied[0])) if layer.tied else found[name]
         for name, layer in candidates.layers.items()
     }
+
+
+def _centred(rows: Tensor, centre: Tensor, keep: Tensor | None) -> Tensor:
+    """Return rows [B, P, k] less a centre [k], and zero where they are not to be kept."""
+    centred = rows - centre.to(rows)
+    if keep is not None:
+        centred *= keep[..., None]
+    return centred
 
 
 def _looks_up(layer: Candidate) -> bool:

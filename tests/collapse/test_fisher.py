@@ -68,10 +68,26 @@ def test_is_the_explicit_one(seed, samples, positions, shape, scale):
 def test_both_ways_of_counting_agree(m, n):
     weight, inputs, gradients = problem(0, 3, 5, m, n)
     moments = FisherMoments(weight, torch.zeros(n).double(), home=CPU)
-    few = moments._through_positions(inputs, gradients)
-    many = moments._through_weights(inputs, gradients)
+    *few, energy = moments._through_positions(inputs, gradients)
+    *many, again = moments._through_weights(inputs, gradients)
+    torch.testing.assert_close(energy, again)
     for first, second in zip(few, many, strict=True):
-        torch.testing.assert_close(first, second)
+        torch.testing.assert_close(first[0].T @ first[1], second[0].T @ second[1])
+
+
+@pytest.mark.parametrize("positions", [1, 5, 300])
+@pytest.mark.parametrize(("m", "n"), [(4, 6), (6, 4), (200, 200)])
+def test_outputs_that_are_given_spare_a_product_and_change_nothing(m, n, positions):
+    weight, inputs, gradients = problem(0, 3, positions, m, n)
+    bias, centre = gradients[0, 0].clone(), inputs[0, 0].clone()
+    plain, given_outputs = (FisherMoments(weight, centre, bias=bias, home=CPU) for _ in range(2))
+    assert plain.takes_outputs == (m <= n)
+    outputs = inputs @ weight.T + bias - plain.output_at_centre
+    centred = inputs - centre
+    plain.update(centred, gradients)
+    given_outputs.update(centred, gradients, outputs)
+    torch.testing.assert_close(given_outputs.result().near, plain.result().near)
+    torch.testing.assert_close(given_outputs.result().pulled, plain.result().pulled)
 
 
 def test_rows_that_are_zero_do_not_count():

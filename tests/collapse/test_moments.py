@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compressor.collapse import moments as moments_module
-from compressor.collapse.moments import ClassMoments, gram
+from compressor.collapse.moments import ClassMoments, add_gram
 
 from .naive import naive, problems, random_problem
 
@@ -235,6 +235,10 @@ def test_weights_that_are_no_weights_are_refused(weight):
 
 
 def test_gram_is_added_up_in_float64():
-    rows = torch.randn(3, 5, dtype=torch.float32)
-    assert gram(rows).dtype == torch.float64
-    torch.testing.assert_close(gram(rows.double()), rows.double().T @ rows.double())
+    rows = torch.randn(3, 500, dtype=torch.float64)
+    total = torch.ones(500, 500, dtype=torch.float64)
+    add_gram(total, rows.float())
+    torch.testing.assert_close(total, 1 + rows.T @ rows, rtol=1e-5, atol=1e-5)
+    assert torch.equal(total, total.T)
+    add_gram(total, rows)
+    torch.testing.assert_close(total, 1 + rows.T @ rows * 2, rtol=1e-5, atol=1e-5)

@@ -7,7 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compressor.collapse.spectra import (
+    _solved,
     effective_rank,
+    eigh,
+    eigvalsh,
     numerical_rank,
     singular_values,
     stable_rank,
@@ -82,3 +85,40 @@ def test_the_zero_matrix_has_rank_zero():
 def test_a_matrix_that_is_not_finite_is_refused(bad):
     with pytest.raises(ValueError, match="NaN or Inf"):
         singular_values(torch.tensor([[1.0, bad]]))
+
+
+class OnADevice:
+    """Stands for a matrix on a device whose solver fails."""
+
+    device = torch.device("cuda")
+
+    def __init__(self, matrix):
+        self.matrix = matrix
+
+    def cpu(self):
+        return self.matrix
+
+
+def test_a_device_whose_solver_fails_leaves_it_to_the_cpu():
+    def solve(matrix):
+        if isinstance(matrix, OnADevice):
+            raise torch.linalg.LinAlgError("cusolver error")
+        return torch.linalg.eigvalsh(matrix)
+
+    matrix = torch.diag(torch.tensor([3.0, 1.0, 2.0]))
+    assert _solved(solve, OnADevice(matrix)).tolist() == [1.0, 2.0, 3.0]
+
+
+def test_a_cpu_whose_solver_fails_is_an_error():
+    def solve(matrix):
+        raise torch.linalg.LinAlgError("no convergence")
+
+    with pytest.raises(ValueError, match="no convergence"):
+        _solved(solve, torch.eye(2))
+
+
+def test_what_is_not_symmetric_is_evened_out():
+    matrix = torch.tensor([[2.0, 1.0], [0.0, 2.0]], dtype=torch.float64)
+    values, vectors = eigh(matrix)
+    torch.testing.assert_close(vectors @ values.diag() @ vectors.T, (matrix + matrix.T) / 2)
+    torch.testing.assert_close(eigvalsh(matrix), values)

@@ -98,6 +98,17 @@ def test_singular_metrics_and_zero_metrics_keep_the_matrix_at_full_rank(m, n):
         torch.testing.assert_close(up @ down, weight, rtol=1e-5, atol=1e-5)
 
 
+def test_negative_eigenvalues_of_a_metric_are_taken_for_zero():
+    weight, inputs, _ = problem(4, 6)
+    vectors = torch.linalg.qr(spd(4, 3)).Q
+    values = torch.tensor([2.0, 1.0, 0.5, -0.4], dtype=torch.float64)
+    indefinite = vectors * values @ vectors.T
+    semidefinite = vectors * values.clamp_min(0) @ vectors.T
+    found, expected = decompose(weight, inputs, indefinite), decompose(weight, inputs, semidefinite)
+    torch.testing.assert_close(found.energies[:3], expected.energies[:3], rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close(torch.mm(*found.factors(4)), weight)
+
+
 def test_scale_of_a_metric_changes_energies_alone():
     weight, inputs, outputs = problem(5, 7)
     one, many = decompose(weight, inputs, outputs), decompose(weight, inputs * 1e-20, outputs * 1e8)
