@@ -22,6 +22,11 @@ format: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
+# The site, in build/site; strict: a warning or a broken link fails. Nothing is fetched.
+.PHONY: docs
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --site-dir build/site
+
 # What it needs is told by `make benchmark BENCHMARK=--help`; what is not given is skipped.
 benchmark: $(VENV)/.installed
 	$(BIN)/python -m benchmarks.quality $(BENCHMARK)
