@@ -1,0 +1,1 @@
+"""The phenomenon of arXiv 2402.03991 on small networks trained to near-stationarity."""
