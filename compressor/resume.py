@@ -69,7 +69,7 @@ def kept_results(
         yield None
         return
     directory = resume_directory(settings.out)
-    with _alone(directory, settings.out):
+    with alone(directory, settings.out):
         remove_leftovers(settings.out)
         if _results(directory):
             progress.note(f"Going on from the results in {directory}.")
@@ -116,7 +116,7 @@ def finished_before(settings: CompressSettings) -> Report | None:
 
 
 @contextlib.contextmanager
-def _alone(directory: Path, out: Path) -> Iterator[None]:
+def alone(directory: Path, out: Path) -> Iterator[None]:
     """Hold the directory for this process; the lock of a killed one is free."""
     lock = FileLock(directory / _LOCK)
     try:

@@ -159,6 +159,32 @@ def check_target(method: MethodSettings, plan: Path | None) -> None:
         raise UsageError("--plan already holds the ranks: leave out --budget, or leave out --plan.")
 
 
+class StreamSettings(BaseModel):
+    """A whole run of ``compress --stream``.
+
+    Args:
+        model: A transformers directory or hub id with safetensors files.
+        method: How ranks are chosen, from the weights alone.
+        out: Directory to write.
+        plan: A plan.json to replay instead of choosing ranks.
+        overwrite: Replace ``out`` if it exists.
+        resume: Keep what was written beside ``out`` until it is whole, and go on from there.
+        seed: Seed of every draw.
+        command: The command line as typed, for the report.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: ModelSettings
+    method: MethodSettings = MethodSettings(method="svd-energy")
+    out: Path
+    plan: Path | None = None
+    overwrite: bool = False
+    resume: bool = False
+    seed: int = 0
+    command: str | None = None
+
+
 class SweepSettings(BaseModel):
     """A whole run of ``sweep``.
 

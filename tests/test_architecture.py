@@ -21,7 +21,7 @@ FLOORS = (
         "autoregister",
         "jsonfile",
     ),
-    ("fingerprint", "cache", "sweep.schema", "batch.schema"),
+    ("fingerprint", "cache", "sweep.schema", "batch.schema", "streaming.schema"),
     (
         "forward",
         "tokens",
@@ -40,7 +40,7 @@ FLOORS = (
     ("stages", "inspection", "measuring", "saving", "figures"),
     ("report",),
     ("result", "resume", "pipeline", "comparing", "api"),
-    ("sweep", "batch"),
+    ("sweep", "batch", "streaming"),
     ("demo", "cli", "__main__"),
     ("",),
 )
@@ -50,6 +50,7 @@ ROOMS = {
     "transformers": (
         "models.transformers",
         "models.transformers_names",
+        "models.transformers_lazy",
         "models.architectures",
         "models.gguf",
         "models.image_processor",

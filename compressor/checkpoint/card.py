@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from compressor.checkpoint.instructions import instructions
 from compressor.schema import Report
+from compressor.streaming.schema import StreamReport
 
 LIBRARIES = {"transformers": "transformers", "timm": "timm", "torch": "pytorch"}
 
@@ -21,7 +22,7 @@ def model_card(report: Report, *, auto_class: str = "AutoModelForSequenceClassif
     loading = instructions(report.framework, directory, auto_class=auto_class)
     return "\n".join(
         (
-            _front_matter(report),
+            _front_matter(report.framework),
             f"# {directory}",
             "",
             f"`{report.model}`, made smaller after training by low-rank factorization "
@@ -57,10 +58,56 @@ def model_card(report: Report, *, auto_class: str = "AutoModelForSequenceClassif
     )
 
 
-def _front_matter(report: Report) -> str:
+def streamed_card(report: StreamReport, *, auto_class: str) -> str:
+    """Return the text of README.md for a checkpoint that was compressed in parts.
+
+    Args:
+        report: The report of the compression.
+        auto_class: The transformers class that loads the model.
+    """
+    directory = report.out.rstrip("/").rpartition("/")[2] or report.out
+    loading = instructions("transformers", directory, auto_class=auto_class)
+    factorized = sum(layer.rank < layer.full_rank for layer in report.layers)
+    return "\n".join(
+        (
+            _front_matter("transformers"),
+            f"# {directory}",
+            "",
+            f"`{report.model}`, made smaller by low-rank factorization ({factorized} of "
+            f"{len(report.layers)} candidate layers) with method `{report.method}` and budget "
+            f"{', '.join(f'`{budget}`' for budget in report.budget) or '(from a plan)'}.",
+            "",
+            "| | dense | compressed |",
+            "|---|---:|---:|",
+            f"| parameters | {report.parameters:,} | {report.compressed_parameters:,} |",
+            f"| weight files (bytes) | {report.bytes:,} | {report.compressed_bytes:,} |",
+            "",
+            "It was compressed in parts, from its weights alone, and has not been evaluated.",
+            "",
+            "## Loading",
+            "",
+            "Loading needs the Python package `compressor`; in a copy of its source, "
+            "`pip install .` installs it.",
+            "",
+            f"```python\n{loading.code}\n```",
+            "",
+            loading.remark,
+            "",
+            "## How it was made",
+            "",
+            f"```\n{report.command}\n```" if report.command else "From Python.",
+            "",
+            "`plan.json` holds every rank, `stream.json` every figure; "
+            f"{_versions(report.versions)}.",
+            "",
+        )
+    )
+
+
+def _front_matter(framework: str) -> str:
     lines = [
         "---",
-        f"library_name: {LIBRARIES[report.framework]}",
+        f"library_name: {LIBRARIES[framework]}",
         "tags:",
         "- compressor",
         "- low-rank",

@@ -36,6 +36,7 @@ __all__ = [
     "refuse_inputs",
     "remove_leftovers",
     "save_directory",
+    "stamped",
     "write_file",
     "written_whole",
 ]
@@ -91,7 +92,7 @@ def save_directory(
         _refuse_full_disk(directory.parent, state, model)
         with sibling(directory) as temporary:
             source.write_weights(model, temporary, state, max_shard_size=max_shard_size)
-            source.write_architecture(model, temporary, _stamped(lowrank, model.framework))
+            source.write_architecture(model, temporary, stamped(lowrank, model.framework))
             size = _weight_bytes(temporary)
             texts = extra_files(size) if callable(extra_files) else extra_files
             for name, text in (texts or {}).items():
@@ -107,7 +108,7 @@ def _weight_bytes(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.glob("*.safetensors"))
 
 
-def _stamped(lowrank: LowRankConfig, framework: str) -> dict[str, object]:
+def stamped(lowrank: LowRankConfig, framework: str) -> dict[str, object]:
     """Return the block as JSON, with the versions of the packages that write it."""
     versions = dict(lowrank.versions)
     for package in dict.fromkeys(("compressor", "torch", framework)):

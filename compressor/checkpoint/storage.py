@@ -76,9 +76,18 @@ def cast_state(module: nn.Module, storage_dtypes: Mapping[str, torch.dtype]) -> 
     Raises:
         LayerError: If a finite value has no finite rounding.
     """
-    state = module.state_dict()
-    dtypes = {key: storage_dtype(key, tensor, storage_dtypes) for key, tensor in state.items()}
-    return _cast(state, dtypes)
+    return cast_tensors(module.state_dict(), storage_dtypes)
+
+
+def cast_tensors(
+    tensors: Mapping[str, Tensor], storage_dtypes: Mapping[str, torch.dtype]
+) -> dict[str, Tensor]:
+    """Return some tensors of a model as they are stored; see `cast_state`.
+
+    Raises:
+        LayerError: If a finite value has no finite rounding.
+    """
+    return _cast(tensors, {k: storage_dtype(k, t, storage_dtypes) for k, t in tensors.items()})
 
 
 def _cast(state: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> dict[str, Tensor]:

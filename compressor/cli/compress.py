@@ -7,9 +7,12 @@ from typing import Annotated
 
 import typer
 
-from compressor.cli.options import CacheDirectory, Overwrite, Recover, Resume, RunSettings
+from compressor.cli.flatten import Without
+from compressor.cli.options import CacheDirectory, Overwrite, Recover, Resume, RunSettings, Stream
 from compressor.cli.run import require_met, run, typed_command
+from compressor.errors import UsageError
 from compressor.progress import Progress
+from compressor.report.streamed import view_streamed
 from compressor.report.terminal import view_report
 from compressor.schema import Report
 from compressor.settings import (
@@ -17,14 +20,16 @@ from compressor.settings import (
     DataSettings,
     MethodSettings,
     ModelSettings,
+    StreamSettings,
     check_target,
 )
+from compressor.streaming.schema import StreamReport
 
 
 def compress(
     *,
     model: ModelSettings,
-    data: DataSettings,
+    data: Annotated[DataSettings, Without("data")],
     method: MethodSettings,
     out: Annotated[
         Path,
@@ -42,6 +47,7 @@ def compress(
     overwrite: Overwrite = False,
     resume: Resume = False,
     cache: CacheDirectory = None,
+    stream: Stream = False,
 ) -> None:
     """Make a checkpoint smaller: measure, plan, factorize, evaluate, save, report.
 
@@ -53,8 +59,36 @@ def compress(
     compressor compress bert --data docs.csv --plan plan.json --out small
     compressor compress bert --data d.csv --plan plan.json --recover 200 --out out
     compressor compress bert --data d.csv --budget layers=60% --out small --resume
+    compressor compress llm --stream --method svd-energy --budget layers=80% --out s
     """
     check_target(method, plan)
+
+    if stream:
+        unused = [
+            name
+            for name, given in (("--data", data.data), ("--recover", recover), ("--cache", cache))
+            if given
+        ]
+        if unused:
+            raise UsageError(f"--stream looks at weights alone: leave out {' and '.join(unused)}.")
+        _stream(
+            StreamSettings(
+                model=model,
+                method=method,
+                out=out,
+                plan=plan,
+                overwrite=overwrite,
+                resume=resume,
+                seed=settings.seed,
+                command=typed_command(),
+            ),
+            settings,
+        )
+        return
+    if not data.data:
+        raise UsageError(
+            "Nothing to measure on: give --data. Without data, --stream looks at weights alone."
+        )
 
     def work(progress: Progress) -> Report:
         from compressor.pipeline import compress_model
@@ -77,3 +111,14 @@ def compress(
         )
 
     require_met(run(work, settings, view=view_report).unmet)
+
+
+def _stream(asked: StreamSettings, settings: RunSettings) -> None:
+    """Compress in parts, and tell what was made."""
+
+    def work(progress: Progress) -> StreamReport:
+        from compressor.streaming.run import stream_model
+
+        return stream_model(asked, progress=progress)
+
+    require_met(run(work, settings, view=view_streamed).unmet)

@@ -243,6 +243,15 @@ Resume = Annotated[
         "was killed.",
     ),
 ]
+Stream = Annotated[
+    bool,
+    _option(
+        "Run",
+        "--stream",
+        help="For checkpoints larger than memory: hold one block at a time, and look at weights "
+        "alone (svd-energy, svd, evbmf). No --data.",
+    ),
+]
 CacheDirectory = Annotated[
     Path | None,
     _option(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compressor.forward import Inputs, call, logits_of
 from compressor.layers.surgery import fused_modules, structural_copy, unfuse
@@ -25,22 +27,35 @@ def unfused(model: nn.Module, probe: Inputs) -> nn.Module:
     fusions = fused_modules(model)
     if not fusions:
         return model
-    taken = model
-    with torch.no_grad():
-        expected = logits_of(call(model, probe))
-        for fusion in dict.fromkeys(fusions.values()):
-            trial = structural_copy(taken)
-            unfuse(trial, [name for name, found in fusions.items() if found == fusion])
-            try:
-                logits = logits_of(call(trial, probe))
-            except Exception:  # any error at all means that something reads what is gone
-                continue
-            if logits.is_meta or _alike(logits, expected):
-                taken = trial
-    return taken
+    expected = None
+    if not any(parameter.is_meta for parameter in model.parameters()):
+        with torch.no_grad():
+            expected = logits_of(call(model, probe))
+    apart = _taken_apart(model, fusions, probe, expected)
+    if apart is not None:
+        return apart
+    found = model
+    for fusion in dict.fromkeys(fusions.values()):
+        names = [name for name, other in fusions.items() if other == fusion]
+        found = _taken_apart(found, names, probe, expected) or found
+    return found
 
 
-def _alike(logits: torch.Tensor, expected: torch.Tensor) -> bool:
+def _taken_apart(
+    model: nn.Module, names: Iterable[str], probe: Inputs, expected: Tensor | None
+) -> nn.Module | None:
+    """Return a copy with the named modules taken apart, or None if it does not compute the same."""
+    trial = structural_copy(model)
+    unfuse(trial, names)
+    try:
+        with torch.no_grad():
+            logits = logits_of(call(trial, probe))
+    except Exception:  # any error at all means that something reads what is gone
+        return None
+    return trial if expected is None or _alike(logits, expected) else None
+
+
+def _alike(logits: Tensor, expected: Tensor) -> bool:
     if logits.shape != expected.shape:
         return False
     scale = float(expected.abs().max().clamp_min(1e-30))

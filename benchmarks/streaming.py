@@ -1,0 +1,172 @@
+"""`compress --stream` under an enforced limit of memory, on a checkpoint several times as large.
+
+python -m benchmarks.streaming [--cap 1000] [--times 3] [--hidden 512] [--wide 16384] [--out FOLDER]
+
+A LLaMA of random weights is written shard by shard, until its files hold ``times`` the cap. It is
+compressed in a process of its own whose data segment may not grow beyond the cap (RLIMIT_DATA: heap
+and private mappings, the interpreter's and the libraries' included; an allocation beyond it fails).
+Reported are the peak of the process's anonymous memory (RssAnon, sampled), and what the same
+command takes under the same limit without ``--stream``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import LlamaConfig
+
+MIB = 2**20
+POLL = 0.02
+"""Seconds between two looks at the process's memory."""
+
+
+def write_checkpoint(folder: Path, size: int, hidden: int, wide: int) -> int:
+    """Write a LLaMA in float32 with at least ``size`` bytes of weights; return its bytes."""
+    block = 4 * (4 * hidden * hidden + 3 * hidden * wide)
+    layers = -(-size // block)
+    config = LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=wide,
+        num_hidden_layers=layers,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        vocab_size=512,
+        tie_word_embeddings=False,
+    )
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(folder)
+    generator = torch.Generator().manual_seed(0)
+
+    def matrix(rows: int, columns: int) -> Tensor:
+        return torch.randn(rows, columns, generator=generator) / columns**0.5
+
+    ends = {
+        "model.embed_tokens.weight": matrix(512, hidden),
+        "model.norm.weight": torch.ones(hidden),
+        "lm_head.weight": matrix(512, hidden),
+    }
+    index = {}
+    for layer in range(-1, layers):
+        tensors = ends if layer < 0 else _block(layer, hidden, wide, matrix)
+        name = f"model-{layer + 2:05}-of-{layers + 1:05}.safetensors"
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+        index |= dict.fromkeys(tensors, name)
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": index}), encoding="utf-8"
+    )
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def _block(
+    layer: int, hidden: int, wide: int, matrix: Callable[[int, int], Tensor]
+) -> dict[str, Tensor]:
+    prefix = f"model.layers.{layer}"
+    shapes = {
+        **{f"self_attn.{name}_proj": (hidden, hidden) for name in "qkvo"},
+        "mlp.gate_proj": (wide, hidden),
+        "mlp.up_proj": (wide, hidden),
+        "mlp.down_proj": (hidden, wide),
+    }
+    tensors = {f"{prefix}.{name}.weight": matrix(*shape) for name, shape in shapes.items()}
+    norms = ("input_layernorm", "post_attention_layernorm")
+    return tensors | {f"{prefix}.{name}.weight": torch.ones(hidden) for name in norms}
+
+
+def limited(words: list[str], cap: int) -> tuple[int, int, float, str]:
+    """Run the command line under a limit; return its exit code, peak RssAnon, seconds and errors.
+
+    Args:
+        words: Words of the command line.
+        cap: Bytes that its data segment may hold; 0 limits nothing.
+    """
+
+    def limit() -> None:
+        if cap:
+            resource.setrlimit(resource.RLIMIT_DATA, (cap, cap))
+
+    start = time.perf_counter()
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "compressor", *words, "--quiet"],
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            preexec_fn=limit,  # noqa: PLW1509  # no other thread runs here
+            env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+        )
+        peak = 0
+        while process.poll() is None:
+            peak = max(peak, _anonymous(process.pid))
+            time.sleep(POLL)
+        errors.seek(0)
+        text = errors.read().decode(errors="replace").strip()
+    return process.returncode, peak, time.perf_counter() - start, text
+
+
+def _anonymous(process: int) -> int:
+    """Return RssAnon of a process in bytes; 0 when it is gone."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text(encoding="ascii")
+    except OSError:
+        return 0
+    lines = [line for line in status.splitlines() if line.startswith("RssAnon:")]
+    return int(lines[0].split()[1]) * 1024 if lines else 0
+
+
+def main() -> None:
+    """Print one line of JSON a run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cap", type=int, default=1000, help="MiB")
+    parser.add_argument("--times", type=float, default=3.0, help="size of the files over the cap")
+    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--wide", type=int, default=16384)
+    parser.add_argument("--method", default="svd")
+    parser.add_argument(
+        "--out", type=Path, default=None, help="where to work; else a temporary one"
+    )
+    given = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="streaming-", dir=given.out))
+    try:
+        cap = given.cap * MIB
+        model, text = folder / "model", folder / "text.txt"
+        model.mkdir()
+        size = write_checkpoint(model, int(given.times * cap), given.hidden, given.wide)
+        text.write_text("a b c d " * 5000, encoding="utf-8")
+        budget = ["--budget", "layers=60%", "--method", given.method]
+        base = ["compress", str(model), *budget]
+        runs = {
+            "imports alone": ["inspect", "compressor/demo", "--json"],
+            "streamed": [*base, "--out", str(folder / "streamed"), "--stream"],
+            "as a whole": [*base, "--out", str(folder / "whole"), "--data", str(text)],
+        }
+        for name, words in runs.items():
+            code, peak, seconds, errors = limited(words, cap)
+            row = {
+                "run": name,
+                "cap_mib": given.cap,
+                "checkpoint_mib": round(size / MIB),
+                "checkpoint_over_cap": round(size / cap, 2),
+                "exit_code": code,
+                "peak_rss_anon_mib": round(peak / MIB),
+                "seconds": round(seconds, 1),
+                "error": errors[-200:] if code else "",
+            }
+            print(json.dumps(row), flush=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
