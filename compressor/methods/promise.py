@@ -20,10 +20,10 @@ from compressor.methods.allocation import ALLOCATORS
 from compressor.methods.budget import Budget, smallest
 from compressor.methods.budgets.drop import AGREEMENT, metric_of, most
 from compressor.methods.constraints import Constraint, Constraints, costs_of_weights
-from compressor.methods.guided import allocate
 from compressor.methods.measurement import Measurement
 from compressor.methods.method import Decision, Method
 from compressor.methods.recipe import Recipe
+from compressor.methods.sharing import MEASURED, allocate
 from compressor.progress import Progress
 from compressor.schema import PromisedLoss, Trial
 
@@ -183,8 +183,11 @@ def decide_again(
 ) -> Decision:
     """Return the ranks under other constraints by a recipe that is settled already.
 
-    A method whose allocation is its own rule decides anew.
+    Losses corrected by measurement hold at the ranks they were measured at: elsewhere the recipe
+    shares by its metric alone. A method whose allocation is its own rule decides anew.
     """
+    if recipe.allocation == MEASURED:
+        recipe = recipe.model_copy(update={"allocation": "knapsack"})
     if recipe.allocation in ALLOCATORS.names():
         return Decision(allocate(measurement, recipe, constraints, multiple=multiple), recipe)
     return method.decide(measurement, constraints, multiple=multiple, progress=progress)

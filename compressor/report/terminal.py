@@ -304,7 +304,7 @@ def _budgets(budgets: Iterable[BudgetFigures]) -> list[RenderableType]:
 
 def _losses(report: Report) -> list[RenderableType]:
     found = [loss for loss in report.losses if loss.metric == "top-1"]
-    return [_line("loss", f"{loss.text} of accuracy, paired, 95 % interval") for loss in found]
+    return [line("loss", f"{loss.text} of accuracy, paired, 95 % interval") for loss in found]
 
 
 def _left_dense(layers: Iterable[DenseLayer]) -> list[RenderableType]:
