@@ -1,10 +1,10 @@
 """Kills and faults at random and at every step of saving: is anything lost or half-written?
 
-    python -m benchmarks.faults                # 240 trials, about ten minutes on one core
+    python -m benchmarks.faults                # 240 trials, about five minutes on one core
     python -m benchmarks.faults --trials 40 --seed 7 --json
 
-Each trial compresses the bundled demo model, or saves a small one, in a process of its own that is
-forked from this warm one, and ends it in one of these ways:
+Half of the trials compress the network of examples/plain_cnn.py, half save a small one, each in a
+process of its own that is forked from this warm one, and are ended in one of these ways:
 
     SIGKILL, SIGTERM, SIGINT at a random moment, or before a random file operation
     a disk that is full from a random operation on, or after a random number of bytes in a file
@@ -40,6 +40,7 @@ TIMEOUT = 120.0
 PLACE = "/dev/shm" if Path("/dev/shm").is_dir() else None
 """Where trials write: in memory, as a disk would be waited for at every file."""
 
+NETWORK = Path(__file__).parents[1] / "examples" / "plain_cnn.py"
 EVENTS = frozenset(
     ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.chmod", "os.listdir",
      "os.scandir", "shutil.rmtree", "shutil.copyfile", "tempfile.mkdtemp")
@@ -277,11 +278,10 @@ def count_steps(work: Work, root: Path) -> tuple[int, float]:
 
 
 def compressing(out: Path) -> int:
-    """Compress the bundled demo model, with the smallest limits that work."""
+    """Compress a small network, with the smallest limits that work."""
     from compressor.cli import main
-    from compressor.demo import MODEL
 
-    words = ["compress", str(MODEL), "--data", "sklearn:digits", "--calibration", "20"]
+    words = ["compress", f"{NETWORK}:build", "--data", "sklearn:digits", "--calibration", "20"]
     words += [
         "--method",
         "svd",
@@ -374,7 +374,9 @@ def campaign(
 def warmed(work: Work) -> Work:
     """Return work that was done once, so that what it imports is there in every fork."""
     with tempfile.TemporaryDirectory(prefix="faults-", dir=PLACE) as place:
-        if work(Path(place) / "out") != 0:
+        with contextlib.redirect_stdout(sys.stderr):
+            code = work(Path(place) / "out")
+        if code != 0:
             raise SystemExit("The undisturbed run failed.")
     return work
 
@@ -416,11 +418,8 @@ def main() -> int:
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 
-    import compressor.demo
-    import compressor.pipeline  # imported once, for all processes forked from here
-
     torch.set_num_threads(1)
-    inputs = [compressor.demo.MODEL]
+    inputs = [NETWORK.parent]
     if options.every_step:
         work = warmed(saving())
         drawn = every_step(work, (*SIGNALS, "full disk", "removed"), options.stride)
@@ -431,8 +430,13 @@ def main() -> int:
         warmed(compressing)
         with tempfile.TemporaryDirectory(prefix="faults-", dir=PLACE) as place:
             steps, seconds = count_steps(compressing, Path(place))
-        drawn = faults(rng, options.trials, steps, seconds)
+        drawn = faults(rng, options.trials // 2, steps, seconds)
         trials = campaign(compressing, drawn, inputs, earlier=lambda number: number % 3 == 0)
+        small = warmed(saving())
+        with tempfile.TemporaryDirectory(prefix="faults-", dir=PLACE) as place:
+            steps, seconds = count_steps(small, Path(place))
+        drawn = faults(rng, options.trials - len(drawn), steps, seconds)
+        trials += campaign(small, drawn, inputs, earlier=lambda number: number % 3 == 0)
     found = summary(trials)
     if options.json:
         print(json.dumps(found, indent=2))

@@ -13,6 +13,15 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
+MANIFEST = """\
+defaults: {data: data, seed: 3}
+jobs:
+  - name: bert
+    model: models/bert
+    matrix: {method: [svd, nc1], budget: ['layers=60%', [layers=0.4, params=80%]]}
+  - {name: plain, model: 'net.py:build', checkpoint: w.pt, budget: layers=50%}
+"""
+
 CORPUS = Path(__file__).parent / "corpus"
 
 
@@ -64,6 +73,7 @@ def seeds() -> dict[str, list[bytes]]:
         "safetensors": [saved["model.safetensors"], save(state, {"format": "pt"})],
         "state_dict": archives,
         "image": images,
+        "manifest": [MANIFEST.encode()],
         "csv": [b'text,label\n"a, b",0\nc,1\nd,0\n', "text,label\r\nä,x\r\nb,y\r\n".encode()],
         "jsonl": [b'{"text": "a", "label": "x"}\n{"text": "b", "label": "y"}\n'],
         "parquet": [parquet.getvalue()],

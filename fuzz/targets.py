@@ -119,6 +119,11 @@ def manifest(data: bytes) -> None:
     """Read the manifest of a batch."""
     from compressor.batch.manifest import read_manifest  # type: ignore[import-not-found]
 
+    for name in ("models/bert", "data"):
+        (FOLDER / name).mkdir(parents=True, exist_ok=True)
+        (FOLDER / name / "file").touch()
+    for name in ("net.py", "w.pt"):
+        (FOLDER / name).touch()
     read_manifest(written("jobs.yaml", data))
 
 
