@@ -165,6 +165,8 @@ def digests(path: Path) -> dict[str, str]:
 
 def allowed(code: int, fault: Fault) -> bool:
     """Return whether a fault may end a process so."""
+    if fault.delay is not None and code == -SIGNALS[fault.name]:
+        return True  # it arrived before the program listened
     return code in EXPECTED or (fault.name == "SIGKILL" and code == -signal.SIGKILL)
 
 
@@ -316,6 +318,8 @@ def saving() -> Work:
                 save(model, out, overwrite=True, example=torch.ones(2, 16))
         except CompressorError as error:
             return error.exit_code
+        except MemoryError:  # in Python it is for the caller to tell
+            return 1
         except (KeyboardInterrupt, EndedBySignal) as error:
             return 128 + getattr(error, "number", signal.SIGINT)
         return 0
@@ -336,7 +340,7 @@ def faults(rng: random.Random, trials: int, steps: int, seconds: float) -> list[
         *(lambda name=name: Fault(name, delay=rng.uniform(0, seconds)) for name in SIGNALS),  # type: ignore[misc]
         *(lambda name=name: Fault(name, step=rng.randrange(steps)) for name in SIGNALS),  # type: ignore[misc]
         lambda: Fault("full disk", step=rng.randrange(steps)),
-        lambda: Fault("file size", limit=int(10 ** rng.uniform(1, 6.5))),
+        lambda: Fault("file size", limit=int(10 ** rng.uniform(3.5, 6.5))),
         lambda: Fault("memory", limit=int(10 ** rng.uniform(6, 8.3))),
         lambda: Fault("removed", step=rng.randrange(steps)),
         lambda: Fault("two writers"),
