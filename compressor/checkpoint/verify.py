@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
+from typing import NamedTuple
 
 from compressor.checkpoint.format import FORMAT_VERSION, SavedBlock, find_lowrank, read_config
 from compressor.checkpoint.integrity import DOCUMENTS, NAME, Integrity, read_integrity, record_of
@@ -24,6 +24,10 @@ from compressor.settings import ModelSettings
 
 UNRECORDED = "it was saved without integrity.json, by an older version or by save_pretrained"
 SHOWN = 5
+
+THIN = {"down": (0, 1), "up": (1, 0)}
+"""The factor beside ``weight`` of a factorized layer, with the dimension of its shape that is the
+rank and the one that is the layer's own width: embeddings are widened, other layers narrowed."""
 
 
 def verify_directory(
@@ -155,25 +159,29 @@ def _versions(saved: SavedBlock) -> Check:
 def _ranks(directory: Path, saved: SavedBlock) -> Check:
     """Compare the ranks that config.json names with the shapes of the stored factors.
 
-    transformers may give a layer another name on disk; then number and ranks are compared without
-    their names, and loading the model does the rest.
+    transformers may give a layer another name on disk; such layers are compared without their
+    names, and loading the model does the rest.
     """
-    stored = _stored_factors(directory)
+    shapes = {key: entry.shape for key, entry in read_header(find_weight_files(directory)).items()}
     ranks = {name: layer.rank for name, layer in saved.lowrank.layers.items()}
-    named = stored.keys() == ranks.keys()
-    wrong = [
-        f"{name} has factors {list(up)} and {list(down)}"
-        + (f" at rank {ranks[name]}" if named else "")
-        for name, (up, down) in stored.items()
-        if not down[0] == up[1] <= min(up[0], math.prod(down[1:]))
-        or (named and ranks[name] != up[1])
+    stored = {name: found for name in ranks if (found := _stored(shapes, name)) is not None}
+    ends = tuple(f".{thin}.weight" for thin in THIN)
+    others = {key.removesuffix(end) for key in shapes for end in ends if key.endswith(end)}
+    nameless = [
+        found.rank
+        for name in sorted(others - ranks.keys())
+        if f"{name}.weight" in shapes and (found := _stored(shapes, name)) is not None
     ]
-    if not wrong and not named:
-        found = Counter(up[1] for up, _ in stored.values())
-        for rank in sorted((Counter(ranks.values()) - found).keys()):
-            wrong.append(f"no factors of rank {rank} for a layer that config.json names")
-        for rank in sorted((found - Counter(ranks.values())).keys()):
-            wrong.append(f"factors of rank {rank} that config.json does not name")
+    wrong = [
+        f"{name} has factors {found.shown} at rank {ranks[name]}"
+        for name, found in stored.items()
+        if not found.fits or found.rank != ranks[name]
+    ]
+    for name in ranks.keys() - stored.keys():
+        if ranks[name] not in nameless:
+            wrong.append(f"{name} has no factors of rank {ranks[name]} in the file")
+    if nameless and stored.keys() == ranks.keys():
+        wrong.append(f"{len(nameless)} layers have factors that config.json does not name")
     if wrong:
         more = f" … ({len(wrong)} layers)" if len(wrong) > SHOWN else ""
         return Check(name="ranks", outcome="failed", detail="; ".join(wrong[:SHOWN]) + more)
@@ -184,16 +192,36 @@ def _ranks(directory: Path, saved: SavedBlock) -> Check:
     )
 
 
-def _stored_factors(directory: Path) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Return the shapes of ``weight`` and ``down.weight`` of every factorized layer on disk."""
-    shapes = {key: entry.shape for key, entry in read_header(find_weight_files(directory)).items()}
-    found = {}
-    for key, down in shapes.items():
-        name = key.removesuffix(".down.weight")
-        up = shapes.get(f"{name}.weight", ())
-        if name != key and len(up) >= 2 and len(down) >= 2:
-            found[name] = (up, down)
-    return found
+class Stored(NamedTuple):
+    """What a file holds of one factorized layer.
+
+    Args:
+        rank: Width between its factors.
+        fits: Whether the factors fit together, and the rank lies within their shapes.
+        shown: Their shapes, for messages.
+    """
+
+    rank: int
+    fits: bool
+    shown: str
+
+
+def _stored(shapes: Mapping[str, tuple[int, ...]], name: str) -> Stored | None:
+    """Return the factors of a layer on disk, or None where there are none of that name.
+
+    Of a table that an output layer shares with an embedding the file holds one.
+    """
+    for thin, (inner, outer) in THIN.items():
+        small, large = shapes.get(f"{name}.{thin}.weight"), shapes.get(f"{name}.weight")
+        if small is None or len(small) < 2:
+            continue
+        rank = small[inner]
+        widths = [small[0] if outer == 0 else math.prod(small[1:])]
+        if large is not None:
+            widths.append(large[0])
+        fits = 1 <= rank <= min(widths) and (large is None or large[1:2] == (rank,))
+        return Stored(rank, fits, " and ".join(str(list(s)) for s in (large, small) if s))
+    return None
 
 
 def _plan(directory: Path, saved: SavedBlock) -> Check:

@@ -133,6 +133,35 @@ def test_damage_is_named(
     assert saying in failures(report)[check], report
 
 
+@pytest.mark.parametrize(
+    ("ranks", "saying"),
+    [
+        ({"embed": 3, "head": 3, "mixer": 2}, None),
+        ({"embed": 3, "head": 4, "mixer": 2}, "head has factors [3, 9] at rank 4"),
+        ({"embed": 2, "head": 3, "mixer": 2}, "embed has factors [20, 3] and [9, 3] at rank 2"),
+        ({"embed": 3, "head": 3}, "1 layers have factors that config.json does not name"),
+        ({"embed": 3, "head": 3, "mixer": 2, "gone": 5}, "gone has no factors of rank 5"),
+        ({"embed": 3, "head": 3, "renamed": 2}, None),
+    ],
+)
+def test_ranks_of_embeddings_and_of_layers_that_share(ranks, saying, tmp_path: Path) -> None:
+    """An embedding's table [V, r] stands in the file once, also for the layer that shares it."""
+    state = {
+        "embed.weight": torch.zeros(20, 3),
+        "embed.up.weight": torch.zeros(9, 3),
+        "head.down.weight": torch.zeros(3, 9),
+        "mixer.weight": torch.zeros(6, 2),
+        "mixer.down.weight": torch.zeros(2, 9),
+        "mlp.down.weight": torch.zeros(7, 9),  # a dense layer that happens to be called so
+    }
+    save_file(state, tmp_path / "model.safetensors")
+    layers = {n: {"kind": "linear", "rank": rank, "bias": False} for n, rank in ranks.items()}
+    config = {"framework": "torch", "lowrank": {"quant_method": "lowrank", "layers": layers}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = failures(verified(tmp_path)).get("ranks")
+    assert found is None if saying is None else saying in str(found)
+
+
 def test_documents_may_be_edited(tmp_path: Path) -> None:
     module = build("timm-vit")
     described = describe(module)
