@@ -22,6 +22,7 @@ from compressor.figures import versions
 from compressor.fingerprint import code_version
 from compressor.forward import Forward
 from compressor.layers.unfusing import unfused
+from compressor.methods.budget import parse_budget
 from compressor.methods.factorize import Decompositions, factorized
 from compressor.methods.method import METHODS
 from compressor.methods.plan import Plan, check_against, read_plan
@@ -106,6 +107,9 @@ def stream_model(settings: StreamSettings, *, progress: Progress) -> StreamRepor
 
 
 def _refuse_methods(settings: StreamSettings, given: Plan | None) -> None:
+    for text in settings.method.budget:
+        if parse_budget(text).kind == "drop":
+            raise UsageError(f"--stream runs nothing, and only that would tell about {text}.")
     needs = METHODS.get(settings.method.method).needs(gradients=False)
     if given is None and needs != "weights":
         raise UsageError(

@@ -150,6 +150,11 @@ def test_what_needs_data_or_other_files_is_refused(tmp_path) -> None:
     model = language.save("llama", tmp_path / "llama")
     with pytest.raises(UsageError, match=r"needs data\. Take --method svd-energy"):
         stream_model(settings(model, tmp_path / "out", method="nc1"), progress=SILENT)
+    asked = settings(model, tmp_path / "out").model_copy(
+        update={"method": MethodSettings(method="svd", budget=("drop=1",))}
+    )
+    with pytest.raises(UsageError, match="runs nothing"):
+        stream_model(asked, progress=SILENT)
     with pytest.raises(UsageError, match="belongs to timm"):
         stream_model(settings(Path("test_vit"), tmp_path / "out"), progress=SILENT)
     stream_model(settings(model, tmp_path / "out"), progress=SILENT)
