@@ -218,8 +218,15 @@ def _as_sweep(jobs: Sequence[JobResult], reports: Sequence[Report]) -> Sweep:
 
 
 def _undominated(sweep: Sweep) -> set[int]:
-    """Return the points that none beats: as small and better, or smaller and as good."""
-    places = [(point.parameter_share, -sweep.quality_of(point.figures)) for point in sweep.points]
+    """Return the points that none beats: as small and better, or smaller and as good.
+
+    Sizes are the same that are shown as the same: two methods seldom spend a budget to the last
+    weight alike.
+    """
+    places = [
+        (round(point.parameter_share, 3), -sweep.quality_of(point.figures))
+        for point in sweep.points
+    ]
     return {
         at
         for at, (cost, loss) in enumerate(places)

@@ -9,10 +9,12 @@ import pytest
 
 from compressor.report.frontier import frontier_page
 from compressor.report.html import report_page
+from compressor.report.overview import overview_page
 from compressor.report.runs import ComparedRun, ComparedRuns, runs_page
 
 from .test_frontier import SWEEP
 from .test_html import HOSTILE, SECTIONS, whole
+from .test_overview import JOBS, REPORTS
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 PAGES = {
@@ -20,6 +22,10 @@ PAGES = {
     "sweep": (
         frontier_page(SWEEP),
         ("summary", "frontier", "landmarks", "points", "take", "reproduce"),
+    ),
+    "overview": (
+        overview_page("jobs.yaml", JOBS, REPORTS),
+        ("summary", "missing", "model-1", "model-2"),
     ),
     "runs": (
         runs_page(

@@ -33,18 +33,16 @@ def smaller(whole, parameters, accuracy, **of):
 
 
 WHOLE = report()
-JOBS = [
-    job("large"),
-    job("small"),
-    job("worse"),
-    job("other"),
-    job("gone", "failed", error=HOSTILE),
-]
+HALF = WHOLE.dense.parameters // 2
+NAMES = ("alike", "large", "small", "worse", "other")
+JOBS = [*map(job, NAMES), job("gone", "failed", error=HOSTILE)]
 REPORTS = {
-    "large": smaller(WHOLE, 800, 0.9),
-    "small": smaller(WHOLE, 500, 0.8),
-    "worse": smaller(WHOLE, 600, 0.7, method="svd"),
-    "other": smaller(WHOLE, 500, 0.8, model_sha256="another"),
+    # A weight less than "large", and worse: not a size that anybody would choose it for.
+    "alike": smaller(WHOLE, HALF - 1, 0.85),
+    "large": smaller(WHOLE, HALF, 0.9),
+    "small": smaller(WHOLE, HALF // 2, 0.8),
+    "worse": smaller(WHOLE, 3 * HALF // 4, 0.7, method="svd"),
+    "other": smaller(WHOLE, HALF // 2, 0.8, model_sha256="another"),
 }
 PAGE = overview_page("jobs.yaml", JOBS, REPORTS)
 
@@ -66,7 +64,7 @@ def test_errors_are_told_and_escaped():
 
 
 def test_every_job_links_to_its_report():
-    for name in ("large", "small", "worse", "other"):
+    for name in NAMES:
         assert f'href="{name}/report.html"' in PAGE
 
 
@@ -101,4 +99,4 @@ def test_the_view_fits_eighty_columns():
     assert "…" not in printed.split("a-very")[0]
     assert "budget not met" in printed
     assert summary.exit_code == 3
-    assert json.loads(summary.model_dump_json())["jobs"][0]["job"] == "large"
+    assert json.loads(summary.model_dump_json())["jobs"][0]["job"] == "alike"
