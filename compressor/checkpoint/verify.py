@@ -229,16 +229,16 @@ def _plan(directory: Path, saved: SavedBlock) -> Check:
     path = directory / "plan.json"
     if not path.exists():
         return Check(name="plan", outcome="skipped", detail="there is no plan.json")
-    planned = {
-        name: layer.rank
-        for name, layer in read_plan(path).layers.items()
-        if layer.rank <= layer.break_even_rank
-    }
+    layers = read_plan(path).layers
+    planned = {n: layer.rank for n, layer in layers.items() if layer.rank <= layer.break_even_rank}
     carried_out = {name: layer.rank for name, layer in saved.lowrank.layers.items()}
+    # An output layer that is tied to an embedding shares its table, and stands in no plan.
+    tables = {rank for name, rank in planned.items() if layers[name].kind == "embedding"}
+    shared = {n for n, rank in carried_out.items() if n not in layers and rank in tables}
     off = [
         f"{name}: {planned.get(name, 'dense')} in plan.json, {carried_out.get(name, 'dense')} in "
         "config.json"
-        for name in sorted(planned.keys() | carried_out.keys())
+        for name in sorted((planned.keys() | carried_out.keys()) - shared)
         if planned.get(name) != carried_out.get(name)
     ]
     if off:

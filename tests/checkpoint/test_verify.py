@@ -17,6 +17,8 @@ from compressor.checkpoint.save import save_directory
 from compressor.checkpoint.verify import verify_directory
 from compressor.cli import main
 from compressor.errors import CheckpointError, ModelError
+from compressor.methods.plan import Plan, PlannedLayer
+from compressor.methods.recipe import Recipe
 from compressor.models import describe
 from compressor.saving import save
 from compressor.schema import VerificationReport
@@ -160,6 +162,32 @@ def test_ranks_of_embeddings_and_of_layers_that_share(ranks, saying, tmp_path: P
     (tmp_path / "config.json").write_text(json.dumps(config))
     found = failures(verified(tmp_path)).get("ranks")
     assert found is None if saying is None else saying in str(found)
+
+
+@pytest.mark.parametrize(
+    ("changed", "saying"),
+    [
+        ({}, None),
+        ({"embed": 2}, "embed: 2 in plan.json, 3 in config.json"),
+        ({"mixer": 9}, "mixer: dense in plan.json, 2 in config.json"),
+        ({"spare": 1}, "spare: 1 in plan.json, dense in config.json"),
+    ],
+)
+def test_the_plan_agrees_and_leaves_out_what_is_tied(changed, saying, tmp_path: Path) -> None:
+    def layer(name: str, rank: int) -> PlannedLayer:
+        kind = "embedding" if name == "embed" else "linear"
+        return PlannedLayer(kind=kind, shape=(20, 9), rank=rank, break_even_rank=6)
+
+    ranks = {"embed": 3, "mixer": 2, **changed}
+    plan = Plan(method="svd", recipe=Recipe(), layers={n: layer(n, r) for n, r in ranks.items()})
+    plan.write(tmp_path / "plan.json")
+    carried_out = {"embed": 3, "mixer": 2, "head": 3}  # the head shares the embedding's table
+    layers = {n: {"kind": "linear", "rank": r, "bias": False} for n, r in carried_out.items()}
+    config = {"framework": "torch", "lowrank": {"quant_method": "lowrank", "layers": layers}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    found = failures(verified(tmp_path)).get("plan")
+    assert found is None if saying is None else str(found).startswith(saying)
 
 
 def test_documents_may_be_edited(tmp_path: Path) -> None:
