@@ -10,6 +10,15 @@ from the identity is
 A change ΔW then costs ½ tr(A ΔW B ΔWᵀ)/E‖G‖² nats of KL. Unlike K-FAC's E[δδᵀ] ⊗ E[zzᵀ], this keeps
 what rows of one sample have in common, and rows that the loss does not depend on do not count.
 
+A few hundred gradients say little of thousands of directions. So the same two factors are gathered
+of single rows too, each row t taken for a sample of its own:
+
+    A' = E Σ_t ‖z_t‖² δ_t δ_tᵀ,    B' = E Σ_t ‖δ_t‖² z_t z_tᵀ,
+
+which leaves out what rows have in common but has as many terms as there are rows (a Fisher of
+independent positions, as K-FAC assumes: Martens & Grosse, arXiv 1503.05671; of convolutions: Grosse
+& Martens, arXiv 1602.01407).
+
 A sample is whatever the caller takes for one: an image or text, or a single token with P = 1
 (`compressor.collapse.token_capture`).
 
@@ -19,13 +28,28 @@ neither larger matrix is ever formed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from compressor.collapse.moments import add_symmetric_
+
+
+@dataclass(frozen=True)
+class RowFactors:
+    """The two factors with every row taken for a sample, on the smaller side k.
+
+    Args:
+        near: A' where m ≤ n, else B', [k, k].
+        pulled: The other factor seen through the weights, [k, k].
+        energy: E Σ_t ‖δ_t‖² ‖z_t‖², the trace of either factor.
+    """
+
+    near: Tensor
+    pulled: Tensor
+    energy: float
 
 
 @dataclass(frozen=True)
@@ -38,6 +62,7 @@ class KroneckerFisher:
         energy: E‖G‖², the trace of either factor.
         rows: E Σ_t δ² of each output [m], the diagonal of K-FAC's output factor.
         centre: μ [n] that input rows were centred by; zero where the layer has no bias.
+        by_row: The factors of single rows; None where every sample has one row alone.
     """
 
     near: Tensor
@@ -45,6 +70,7 @@ class KroneckerFisher:
     energy: float
     rows: Tensor
     centre: Tensor
+    by_row: RowFactors | None = None
 
 
 class FisherMoments:
@@ -74,6 +100,7 @@ class FisherMoments:
         self._rows = torch.zeros(rows, dtype=torch.float64, device=home)
         self._energy = 0.0
         self._samples = 0
+        self._by_row: RowFactors | None = None
 
     @property
     def takes_outputs(self) -> bool:
@@ -106,6 +133,8 @@ class FisherMoments:
         else:
             near, pulled, energy = self._through_positions(inputs, gradients, outputs)
         self._sum(near, pulled, energy, gradients, scale)
+        if positions > 1:
+            self._sum_rows(inputs, gradients, outputs, scale)
 
     def update_lookups(
         self, indices: Tensor, gradients: Tensor, looked_up: Tensor, *, scale: float = 1.0
@@ -140,7 +169,33 @@ class FisherMoments:
             energy=self._energy / samples,
             rows=self._rows / samples,
             centre=self.centre.to(self._home).double(),
+            by_row=self._by_row
+            and RowFactors(
+                self._by_row.near / samples,
+                self._by_row.pulled / samples,
+                self._by_row.energy / samples,
+            ),
         )
+
+    def _sum_rows(
+        self, inputs: Tensor, gradients: Tensor, outputs: Tensor | None, scale: float
+    ) -> None:
+        """Add every row of a batch as a sample of its own."""
+        lengths = inputs.norm(dim=2, keepdim=True), gradients.norm(dim=2, keepdim=True)
+        if self._tall:
+            near, pulled = inputs * lengths[1], (gradients @ self._weight) * lengths[0]
+        else:
+            seen = inputs @ self._weight.T if outputs is None else outputs
+            near, pulled = gradients * lengths[0], seen * lengths[1]
+        if self._by_row is None:
+            zeros = torch.zeros_like(self._near)
+            self._by_row = RowFactors(zeros, zeros.clone(), 0.0)
+        square = scale * scale
+        near, pulled = near.flatten(0, 1), pulled.flatten(0, 1)
+        add_symmetric_(self._by_row.near, near, near, square)
+        add_symmetric_(self._by_row.pulled, pulled, pulled, square)
+        energy = float((lengths[0] * lengths[1]).square().sum()) * square
+        self._by_row = replace(self._by_row, energy=self._by_row.energy + energy)
 
     def _sum(
         self, near: Pair, pulled: Pair, energy: Tensor, gradients: Tensor, scale: float

@@ -82,6 +82,6 @@ def row_energies(
         else:
             scale = 1.0
     return {
-        name: [calls[call].double() * scale for call in sorted(calls)]
+        name: [calls[call].cpu().double() * scale for call in sorted(calls)]
         for name, calls in found.items()
     }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from compressor.collapse.capture import Statistics
-from compressor.collapse.fisher import KroneckerFisher
+from compressor.collapse.fisher import KroneckerFisher, RowFactors
 from compressor.collapse.loss import LossGradient
 from compressor.collapse.moments import ClassMoments
 from compressor.collapse.watch import LayerStatistics, with_heads
@@ -46,6 +46,16 @@ def state_of(statistics: Statistics) -> dict[str, Tensor]:
                     "rows": found.fisher.rows,
                     "centre": found.fisher.centre,
                     "energy": torch.tensor(found.fisher.energy, dtype=torch.float64),
+                },
+            )
+        if found.fisher is not None and found.fisher.by_row is not None:
+            by_row = found.fisher.by_row
+            state |= _named(
+                f"fisher/{name}/by_row",
+                {
+                    "near": by_row.near,
+                    "pulled": by_row.pulled,
+                    "energy": torch.tensor(by_row.energy, dtype=torch.float64),
                 },
             )
         if found.loss is not None:
@@ -127,7 +137,16 @@ def _fisher(state: Mapping[str, Tensor], name: str, device: torch.device) -> Kro
         state[f"fisher/{name}/{part}"].to(device) for part in ("near", "pulled", "rows", "centre")
     )
     energy = float(state[f"fisher/{name}/energy"])
-    return KroneckerFisher(near=near, pulled=pulled, energy=energy, rows=rows, centre=centre)
+    by_row = None
+    if f"fisher/{name}/by_row/near" in state:
+        by_row = RowFactors(
+            near=state[f"fisher/{name}/by_row/near"].to(device),
+            pulled=state[f"fisher/{name}/by_row/pulled"].to(device),
+            energy=float(state[f"fisher/{name}/by_row/energy"]),
+        )
+    return KroneckerFisher(
+        near=near, pulled=pulled, energy=energy, rows=rows, centre=centre, by_row=by_row
+    )
 
 
 def _loss(state: Mapping[str, Tensor], name: str, device: torch.device) -> LossGradient | None:

@@ -24,6 +24,7 @@ from compressor.tokens import TokenForward
 GRADIENT_GRID = (
     Recipe(metric="fisher"),
     Recipe(metric="shrunk_fisher"),
+    Recipe(metric="mixed_fisher"),
     Recipe(metric="fisher", layer_weight="root"),
     Recipe(metric="fisher", layer_weight="relative"),
     Recipe(metric="fisher", layer_weight="guided", beta=0.25),

@@ -20,7 +20,7 @@ from compressor.forward import Batches, Forward
 from compressor.layers.candidates import Candidates
 from compressor.methods.attribution import attributed_divergence
 from compressor.methods.factorize import Decompositions, factorized
-from compressor.methods.metrics import Needs
+from compressor.methods.metrics import Needs, output_metrics
 from compressor.methods.norms import NormInputs, corrected_norms, has_batch_norms, norm_inputs
 from compressor.methods.recipe import Recipe
 from compressor.methods.refit import refitted
@@ -205,6 +205,7 @@ class Measurement:
             self.candidates.layers,
             self.calibration,
             forward=self.forward,
+            metrics=output_metrics(self.layers),
             ridge=ridge,
             norms=norms,
             seed=self.seed,

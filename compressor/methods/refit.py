@@ -1,15 +1,17 @@
-"""Fitting the second factors anew, layer after layer, on what the compressed layers before give.
+"""Fitting the factors anew, layer after layer, on what the compressed layers before give.
 
 A truncation is chosen for the inputs that the dense model gives a layer. In the compressed model
-its inputs z' are others, and the errors of all layers add up. So each layer's second factor U and
-its bias are solved for again, in forward order, so that its output comes near the dense one's:
+its inputs z' are others, and the errors of all layers add up. So each layer is solved for again, in
+forward order, that its output comes near the dense one's:
 
-    min_{U, b} Σ_t w_t ‖W z_t + b₀ − U V z'_t − b‖² + λ ‖U − U₀‖²,
+    min Σ_t w_t ‖W z_t + b₀ − U V z'_t − b‖²_F
 
-where U₀ is the truncation's factor, λ a share of the mean diagonal of Σ w_t (V z'_t)(V z'_t)ᵀ
-about its mean, and w_t = ‖δ_t‖² the size of the loss's gradient at the row: what no prediction
-depends on does not count. The solution is the same in every metric on the outputs. (Inputs that
-drift: AA-SVD, arXiv 2604.02119; layer by layer, unweighted: Zhang et al., arXiv 1505.06798, eq. 9.)
+first in U, then in V, the bias b with both; w_t = ‖δ_t‖² is the size of the loss's gradient at the
+row: what no prediction depends on does not count. U is the same in every metric F on the outputs,
+V is taken in the Fisher's where it is known. Both are drawn towards the truncation's factors by a
+ridge, a share of the mean diagonal of the inputs' moments about their mean, so that few samples do
+little. (Inputs that drift: AA-SVD, arXiv 2604.02119; layer by layer, unweighted, in closed form:
+Zhang et al., arXiv 1505.06798, eq. 9.)
 
 Both models run in one forward, the dense one on the first half of a batch and the compressed one on
 the second, so that a layer meets both inputs at once and is solved before the next one runs.
@@ -39,6 +41,10 @@ RIDGE = 0.01
 SAMPLES = 512
 """Calibration samples that are fitted to."""
 
+MOMENTS = 1 << 30
+"""Bytes that the inputs' moments may take of all layers; the first factors stay as they are where
+they would take more."""
+
 
 def refitted(
     dense: nn.Module,
@@ -47,13 +53,14 @@ def refitted(
     batches: Batches,
     *,
     forward: Forward,
+    metrics: Mapping[str, Tensor] | None = None,
     ridge: float = RIDGE,
     norms: bool = False,
     samples: int = SAMPLES,
     seed: int = 0,
     progress: Progress = SILENT,
 ) -> nn.Module:
-    """Return a copy of ``compressed`` whose second factors and biases fit the inputs they get.
+    """Return a copy of ``compressed`` whose factors and biases fit the inputs they get.
 
     Args:
         dense: The dense model, in eval mode.
@@ -61,7 +68,8 @@ def refitted(
         layers: The candidates by name.
         batches: Calibration batches; the labels are not looked at.
         forward: How to call both models.
-        ridge: λ over the mean diagonal of the moments of V z'.
+        metrics: Metric F [m, m] on the outputs, by layer; the identity for those without.
+        ridge: λ over the mean diagonal of the moments that are inverted.
         norms: Correct BatchNorm statistics relative to the dense model in the same pass.
         samples: Whole batches are taken until this many samples are reached.
         seed: Of the gradients' random signs.
@@ -77,12 +85,16 @@ def refitted(
     fitting = list(layers)
     if isinstance(forward, TokenForward):  # it stops before the head
         fitting = [name for name in layers if before_head(dense, name)]
+    # Of language models the second factors alone: that is what was measured to help them.
+    held = sum(8 * n * (m + n) for m, n in (layers[name].shape for name in fitting))
+    both = held <= MOMENTS and not isinstance(forward, TokenForward)
     for name, module in dict(twins.named_modules()).items():
         other = modules.get(name)
         if isinstance(other, LowRankEmbedding):  # indices do not drift
             replace_module(twins, name, Twin(module, other, lambda first, second, expected: None))
         elif isinstance(other, LOW_RANK_TYPES) and name in fitting:
-            fit = Fit(name, layers[name], module, other, ridge=ridge)
+            metric = (metrics or {}).get(name)
+            fit = Fit(name, layers[name], module, other, ridge=ridge, metric=metric, both=both)
             replace_module(twins, name, Twin(module, other, _fitting(fit, name, current)))
     if norms:
         for name, module in norms_of(twins).items():
@@ -155,14 +167,16 @@ class Twin(nn.Module):
 
 
 class Fit:
-    """The weighted ridge regression of one layer's second factor and bias.
+    """The weighted ridge regression of one layer's factors and bias.
 
     Args:
         name: Name of the layer, for messages.
         layer: The candidate.
         dense: The dense layer.
-        compressed: The factorized one; it is given a second factor and a bias of its own.
+        compressed: The factorized one; it is given parameters of its own.
         ridge: λ over the mean diagonal of the centred moments.
+        metric: F [m, m], positive definite; None is the identity.
+        both: Fit the first factor too, which takes the moments of the inputs themselves.
     """
 
     def __init__(
@@ -173,21 +187,27 @@ class Fit:
         compressed: nn.Module,
         *,
         ridge: float,
+        metric: Tensor | None = None,
+        both: bool = True,
     ) -> None:
         self._name, self._dense, self._compressed = name, dense, compressed
-        self._kind, self._ridge = LAYER_KINDS.get(layer.kind), ridge
-        for part in ("weight", "bias"):
-            value = getattr(compressed, part)
-            if value is not None:
+        self._kind, self._ridge, self._metric = LAYER_KINDS.get(layer.kind), ridge, metric
+        self._has_bias = getattr(compressed, "bias", None) is not None
+        for module in compressed.modules():
+            for part, value in list(module.named_parameters(recurse=False)):
                 own = nn.Parameter(value.detach().clone(), requires_grad=value.requires_grad)
-                setattr(compressed, part, own)
-        self._start = self._kind.factors(compressed)[0].double().clone()
-        rows, rank = self._start.shape
-        self._total = 0.0
+                setattr(module, part, own)
+        up, down = self._kind.factors(compressed)
+        # MPS has no float64; moments are summed and solved on the CPU then.
+        self._home = torch.device("cpu") if up.device.type == "mps" else up.device
+        self._start = self._sum(up).clone(), self._sum(down).clone()
+        up, self._both = self._start[0], both
+        rows, columns = up.shape[0], layer.shape[1] if both else up.shape[1]
+        self._total = self._unit = 0.0
         self._origin: tuple[Tensor, Tensor] | None = None  # sums are about these means
-        self._sums = (self._start.new_zeros(rank), self._start.new_zeros(rows))
-        self._gram = self._start.new_zeros(rank, rank)
-        self._cross = self._start.new_zeros(rows, rank)
+        self._sums = (up.new_zeros(columns), up.new_zeros(rows))
+        self._gram = up.new_zeros(columns, columns)
+        self._cross = up.new_zeros(rows, columns)
 
     def meet(
         self, inputs: Tensor, expected: Tensor, samples: int, energies: Tensor, mask: Tensor | None
@@ -201,56 +221,83 @@ class Fit:
             energies: Weight of each output row, [B, P].
             mask: Which tokens are real, [B, T].
         """
-        layer: Any = self._compressed
-        hidden = self._kind.output_rows(self._dense, layer.down(inputs), samples)
+        low: Any = self._compressed
+        rows = (
+            self._kind.rows(self._dense, inputs, samples)
+            if self._both
+            else self._kind.output_rows(self._dense, low.down(inputs), samples)
+        )
         wanted = self._kind.output_rows(self._dense, expected, samples)
+        if rows is None:
+            raise LayerError(self._name, "its input rows do not belong to samples")
         if mask is not None and mask.shape == energies.shape:
-            energies = energies * (mask != 0)
+            energies = energies * (mask != 0).to(energies.device)
         weights = energies.flatten()
         total = float(weights.sum())
         if not total > 0:
             return  # the predictions depend on nothing of it
-        self._add(hidden.flatten(0, 1).double(), wanted.flatten(0, 1).double(), weights)
+        self._unit = self._unit or total  # weights near 1, whatever the gradients' size
+        self._add(rows.flatten(0, 1), wanted.flatten(0, 1), weights / self._unit)
         if not (torch.isfinite(self._gram).all() and torch.isfinite(self._cross).all()):
             raise LayerError(self._name, "it cannot be refitted: its outputs hold NaN or Inf")
-        up, bias = self.solution()
-        self._kind.fill(self._compressed, up, self._kind.factors(self._compressed)[1], bias)
+        self._kind.fill(self._compressed, *self.solution())
 
-    def _add(self, hidden: Tensor, wanted: Tensor, weights: Tensor) -> None:
-        total = weights.sum()
+    def _add(self, rows: Tensor, wanted: Tensor, weights: Tensor) -> None:
+        """Add rows [N, n], wanted outputs [N, m] and their weights [N]."""
+        total = float(weights.sum())
+        weights = weights.to(rows)
         if self._origin is None:
-            centred = layer_has_bias(self._compressed)
-            self._origin = (
-                weights @ hidden / total if centred else torch.zeros_like(hidden[0]),
-                weights @ wanted / total if centred else torch.zeros_like(wanted[0]),
-            )
-        hidden, wanted = hidden - self._origin[0], wanted - self._origin[1]
-        weighted = hidden * weights[:, None]
-        self._total += float(total)
-        self._sums = (self._sums[0] + weighted.sum(0), self._sums[1] + weights @ wanted)
-        self._gram += weighted.T @ hidden
-        self._cross += wanted.T @ weighted
+            share = weights / total if self._has_bias else torch.zeros_like(weights)
+            self._origin = (share @ rows, share @ wanted)
+        rows, wanted = rows - self._origin[0], wanted - self._origin[1]
+        weighted = rows * weights[:, None]
+        self._total += total
+        self._sums = (
+            self._sums[0] + self._sum(weighted.sum(0)),
+            self._sums[1] + self._sum(weights @ wanted),
+        )
+        self._gram += self._sum(weighted.T @ rows)
+        self._cross += self._sum(wanted.T @ weighted)
 
-    def solution(self) -> tuple[Tensor, Tensor | None]:
-        """Return the second factor [m, r] and the bias [m] of all batches so far."""
+    def solution(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the factors up [m, r] and down [r, n], and the bias [m], of all batches so far."""
         assert self._origin is not None
-        has_bias = layer_has_bias(self._compressed)
-        hidden, wanted = (part / self._total for part in self._sums)
+        mean, wanted = (part / self._total for part in self._sums)
         gram, cross = self._gram / self._total, self._cross / self._total
-        if has_bias:
-            gram = gram - torch.outer(hidden, hidden)
-            cross = cross - torch.outer(wanted, hidden)
+        if self._has_bias:
+            gram = gram - torch.outer(mean, mean)
+            cross = cross - torch.outer(wanted, mean)
+        up, down = self._start
+        if not self._both:  # what is summed are V z' already
+            up = up + self._ridged(gram, cross - up @ gram)
+            return up, down, self._bias(up, mean, wanted)
+        hidden = down @ gram @ down.T
+        up = up + self._ridged(hidden, cross @ down.T - up @ hidden)
+        missing = cross - up @ (down @ gram)  # Σ w (y − U V z) zᵀ
+        seen = up.T if self._metric is None else up.T @ self._metric
+        inner = seen @ up
+        inner.diagonal().add_(1e-9 * float(inner.diagonal().mean()) + 1e-300)
+        down = down + self._ridged(gram, torch.linalg.solve(inner, seen @ missing))
+        return up, down, self._bias(up @ down, mean, wanted)
+
+    def _bias(self, matrix: Tensor, mean: Tensor, wanted: Tensor) -> Tensor | None:
+        """Return the bias with which the mean output is the wanted one; None without a bias."""
+        if not self._has_bias:
+            return None
+        assert self._origin is not None
+        start, goal = (self._sum(part) for part in self._origin)
+        return goal + wanted - matrix @ (start + mean)
+
+    def _ridged(self, gram: Tensor, right: Tensor) -> Tensor:
+        """Return X [a, b] with X (gram + λ I) = right, λ a share of gram's mean diagonal."""
         damped = gram.clone()
         damped.diagonal().add_(max(self._ridge * float(gram.diagonal().mean()), 1e-300))
-        up = self._start + torch.linalg.solve(damped, (cross - self._start @ gram).T).T
-        if not has_bias:
-            return up, None
-        return up, self._origin[1] + wanted - up @ (self._origin[0] + hidden)
+        solved: Tensor = torch.linalg.solve(damped, right, left=False)
+        return solved
 
-
-def layer_has_bias(module: nn.Module) -> bool:
-    """Return whether a layer adds a bias."""
-    return getattr(module, "bias", None) is not None
+    def _sum(self, part: Tensor) -> Tensor:
+        """Return a tensor where, and as, moments are summed."""
+        return part.to(self._home).double()
 
 
 def doubled(inputs: Inputs) -> Inputs:

@@ -117,6 +117,31 @@ def test_nothing_seen_is_zero():
     assert not found.near.any()
 
 
+@pytest.mark.parametrize(("m", "n"), [(3, 5), (5, 3)])
+def test_rows_are_taken_for_samples_of_their_own(m, n):
+    weight, inputs, gradients = problem(0, samples=4, positions=6, m=m, n=n)
+    moments = FisherMoments(weight, torch.zeros(n).double(), home=CPU)
+    moments.update(inputs[:3], gradients[:3] / 2, scale=2.0)
+    moments.update(inputs[3:], gradients[3:])
+    found = moments.result().by_row
+    rows = [part.flatten(0, 1)[:, None] for part in (inputs, gradients)]
+    outputs, inner, energy, _ = explicit(weight, *rows)
+    # Means over the 4 samples, of which each has 6 rows.
+    near, far = (outputs, inner) if m <= n else (inner, outputs)
+    pulled = weight @ far @ weight.T if m <= n else weight.T @ far @ weight
+    torch.testing.assert_close(found.near, 6 * near)
+    torch.testing.assert_close(found.pulled, 6 * pulled)
+    assert found.energy == pytest.approx(6 * energy)
+    assert found.energy == pytest.approx(float(found.near.trace()))
+
+
+def test_single_rows_have_no_factors_of_their_own():
+    weight, inputs, gradients = problem(0, samples=4, positions=1, m=3, n=5)
+    moments = FisherMoments(weight, torch.zeros(5).double(), home=CPU)
+    moments.update(inputs, gradients)
+    assert moments.result().by_row is None
+
+
 def test_random_signs_have_the_fishers_covariance():
     logits = torch.tensor([[2.0, 0.5, -1.0, 0.0]])
     p = (logits.double() / TEMPERATURE).softmax(1)[0]

@@ -36,10 +36,12 @@ def same(first, second):
 
 
 def fields_of(statistics):
-    layers = {name: vars(found) for name, found in statistics.layers.items()}
+    layers = {name: dict(vars(found)) for name, found in statistics.layers.items()}
     for found in layers.values():
         for part in ("fisher", "loss"):
-            found[part] = None if found[part] is None else vars(found[part])
+            found[part] = None if found[part] is None else dict(vars(found[part]))
+        if found["fisher"] is not None and found["fisher"]["by_row"] is not None:
+            found["fisher"]["by_row"] = vars(found["fisher"]["by_row"])
         found["layer"] = asdict(found["layer"])
     return {**vars(statistics), "layers": layers}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from compressor.collapse.metrics import nc1_quotient
-from compressor.methods.decompose import weighted_error
+from compressor.methods.decompose import decompose_on_smaller_side, weighted_error
 from compressor.methods.metrics import (
     DRAWN_FAR,
     DRAWN_NEAR,
@@ -95,6 +95,21 @@ def test_guidance_without_statistics_is_refused_not_dropped():
     assert LAYER_WEIGHTS.get("relative")(None, 4.0, Recipe()) == 0.25
     with pytest.raises(ValueError, match="needs statistics"):
         LAYER_WEIGHTS.get("relative")(None, 4.0, Recipe(beta=0.5))
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_mixed_fisher_is_halfway_and_keeps_the_total(name):
+    weight, statistics, found = truncate("mixed_fisher", name)
+    fisher, rows = statistics.fisher, statistics.fisher.by_row
+    near = fisher.near / fisher.energy + rows.near / rows.energy
+    pulled = fisher.pulled / fisher.energy + rows.pulled / rows.energy
+    expected = decompose_on_smaller_side(weight, near, pulled).energies
+    total = float((fisher.near * fisher.pulled).sum()) / fisher.energy
+    energies = found.decomposition.energies
+    torch.testing.assert_close(energies / energies.sum(), expected / expected.sum())
+    assert float(energies.sum()) == pytest.approx(total, rel=1e-4)
+    up, down = found.decomposition.factors(min(weight.shape))
+    torch.testing.assert_close(up @ down, weight, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -57,52 +57,80 @@ def energies_of(dense, layers, x):
     return row_energies(dense, layers, list(layers), x, forward=Forward(), generator=generator)
 
 
-def ridge_oracle(down, start, rows, wanted, weights, *, bias):
-    """Return (U, b) that minimise Σ w ‖y − U V z − b‖² + λ ‖U − U₀‖² by stacked least squares."""
-    hidden = rows @ down.T
-    total = weights.sum()
-    mean = weights @ hidden / total if bias else np.zeros(hidden.shape[1])
-    gram = (hidden - mean).T @ ((hidden - mean) * weights[:, None]) / total
-    ridge = RIDGE * gram.diagonal().mean() * total
+def ridge(features, wanted, weights, start, share):
+    """Return X [m, k] that minimises Σ w ‖y − X f‖² + λ ‖X − X₀‖² by stacked least squares."""
+    amount = share * (features**2 * weights[:, None]).sum(0).mean()
     root = np.sqrt(weights)[:, None]
-    features = np.hstack([hidden, np.ones((len(hidden), 1))]) if bias else hidden
-    penalty = np.sqrt(ridge) * np.eye(hidden.shape[1], features.shape[1])
-    left = np.vstack([features * root, penalty])
-    right = np.vstack([wanted * root, np.sqrt(ridge) * start.T])
-    solution = np.linalg.lstsq(left, right, rcond=None)[0]
-    return (solution[:-1].T, solution[-1]) if bias else (solution.T, None)
+    left = np.vstack([features * root, np.sqrt(amount) * np.eye(features.shape[1])])
+    right = np.vstack([wanted * root, np.sqrt(amount) * start.T])
+    return np.linalg.lstsq(left, right, rcond=None)[0].T
+
+
+def oracle(layer, rows, wanted, weights, metric=None):
+    """Return (U, V, b): first U, then V in the metric by stacked least squares over vec V."""
+    up, down = layer.weight.numpy(), layer.down.weight.numpy()
+    bias = layer.bias is not None
+    means = [weights @ part / weights.sum() if bias else 0 * part[0] for part in (rows, wanted)]
+    rows, wanted = rows - means[0], wanted - means[1]
+    up = ridge(rows @ down.T, wanted, weights, up, RIDGE)
+    # In coordinates R V, R the root of UᵀFU, the metric is the identity and so is the penalty.
+    metric = np.eye(len(up)) if metric is None else metric
+    root = np.linalg.cholesky(up.T @ metric @ up).T
+    goal = np.linalg.solve(root.T, up.T @ metric @ wanted.T).T
+    down = np.linalg.solve(root, ridge(rows, goal, weights, root @ down, RIDGE))
+    return up, down, means[1] - up @ (down @ means[0]) if bias else None
+
+
+def agrees(found, expected):
+    up, down, bias = expected
+    np.testing.assert_allclose(found.weight.detach().numpy(), up, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(found.down.weight.detach().numpy(), down, rtol=1e-6, atol=1e-8)
+    if bias is not None:
+        np.testing.assert_allclose(found.bias.detach().numpy(), bias, rtol=1e-6, atol=1e-8)
 
 
 def test_each_layer_is_the_ridge_solution_on_the_refitted_prefix(models):
     dense, small, layers = models
     ((x, labels),) = doubles(1, size=64)
-    fitted = refitted(dense, small, layers, [(x, labels)], forward=Forward(), ridge=RIDGE)
+    root = torch.randn(32, 40, generator=torch.Generator().manual_seed(9)).double()
+    metrics = {"b": root @ root.T + torch.eye(32)}
+    fitted = refitted(
+        dense, small, layers, [(x, labels)], forward=Forward(), ridge=RIDGE, metrics=metrics
+    )
     energies = energies_of(dense, layers, x)
     with torch.no_grad():
-        inputs = {"a": (x, x)}
-        first, second = torch.relu(dense.a(x)), torch.relu(fitted.a(x))
-        inputs["b"] = (first, second)
+        inputs = {"a": (x, x), "b": (torch.relu(dense.a(x)), torch.relu(fitted.a(x)))}
         for name, (given, got) in inputs.items():
-            layer = getattr(small, name)
-            up, bias = ridge_oracle(
-                layer.down.weight.numpy(),
-                layer.weight.numpy(),
+            expected = oracle(
+                getattr(small, name),
                 got.flatten(0, 1).numpy(),
                 getattr(dense, name)(given).flatten(0, 1).numpy(),
                 energies[name][0].flatten().numpy(),
-                bias=layer.bias is not None,
+                metrics[name].numpy() if name in metrics else None,
             )
-            found = getattr(fitted, name)
-            np.testing.assert_allclose(found.weight.numpy(), up, rtol=1e-7, atol=1e-9)
-            assert torch.equal(found.down.weight, layer.down.weight)
-            if bias is not None:
-                np.testing.assert_allclose(found.bias.numpy(), bias, rtol=1e-7, atol=1e-9)
+            agrees(getattr(fitted, name), expected)
+
+
+def test_where_moments_are_too_large_the_first_factors_stay(models, monkeypatch):
+    dense, small, layers = models
+    monkeypatch.setattr("compressor.methods.refit.MOMENTS", 0)
+    ((x, labels),) = doubles(1, size=64)
+    fitted = refitted(dense, small, layers, [(x, labels)], forward=Forward(), ridge=RIDGE)
+    weights = energies_of(dense, layers, x)["a"][0].flatten().numpy()
+    with torch.no_grad():
+        rows, wanted = x.flatten(0, 1).numpy(), dense.a(x).flatten(0, 1).numpy()
+        hidden = rows @ small.a.down.weight.numpy().T
+    means = [weights @ part / weights.sum() for part in (hidden, wanted)]
+    up = ridge(
+        hidden - means[0], wanted - means[1], weights, small.a.weight.detach().numpy(), RIDGE
+    )
+    agrees(fitted.a, (up, small.a.down.weight.detach().numpy(), means[1] - up @ means[0]))
 
 
 def test_batches_of_the_first_layer_add_up_to_one_batch(models):
     dense, small, layers = models
     parts = doubles(4)
-    whole = (torch.cat([x for x, _ in parts]), None)
+    x = torch.cat([x for x, _ in parts])
     several = refitted(dense, small, layers, parts, forward=Forward(), ridge=RIDGE)
     generator = torch.Generator().manual_seed(0)
     weights = [
@@ -110,16 +138,13 @@ def test_batches_of_the_first_layer_add_up_to_one_batch(models):
         for x, _ in parts
     ]
     with torch.no_grad():
-        up, bias = ridge_oracle(
-            small.a.down.weight.numpy(),
-            small.a.weight.numpy(),
-            whole[0].flatten(0, 1).numpy(),
-            dense.a(whole[0]).flatten(0, 1).numpy(),
+        expected = oracle(
+            small.a,
+            x.flatten(0, 1).numpy(),
+            dense.a(x).flatten(0, 1).numpy(),
             torch.cat(weights).flatten().numpy(),
-            bias=True,
         )
-    np.testing.assert_allclose(several.a.weight.detach().numpy(), up, rtol=1e-7, atol=1e-9)
-    np.testing.assert_allclose(several.a.bias.detach().numpy(), bias, rtol=1e-7, atol=1e-9)
+    agrees(several.a, expected)
 
 
 def test_comes_nearer_to_the_dense_model_and_leaves_both_as_they_were(models):
