@@ -20,6 +20,7 @@ from compressor.data import SPLITS, load_data
 from compressor.errors import DataError
 from compressor.evaluation.harness import parse_tasks, run_tasks
 from compressor.evaluation.loop import Evaluation, evaluate, score
+from compressor.evaluation.runtimes.runtime import RUNTIMES
 from compressor.figures import (
     Loaded,
     doubts,
@@ -53,6 +54,7 @@ from compressor.schema import (
     TaskFigures,
 )
 from compressor.settings import CompressSettings, DataSettings, MethodSettings, ModelSettings
+from compressor.speed import speed_figures
 from compressor.stages import candidates_of, factorize, measure, plan, probe_inputs
 from compressor.stopwatch import Stopwatch
 from compressor.tokens import TokenForward
@@ -192,6 +194,9 @@ def _carry_out(
         with watch.stage("evaluate"):
             after = evaluate_run(loaded, compressed.module, "evaluate recovered", progress, dense)
         recovery = RecoveryFigures(**asdict(done), without=quality_figures(before, loaded.data))
+    with watch.stage("time"):
+        progress.note("Timing both models.")
+        speed = speed_figures(subject, compressed.module)
     report = make_report(
         settings,
         loaded,
@@ -202,6 +207,7 @@ def _carry_out(
         dense=dense,
         after=after,
         recovery=recovery,
+        speed=speed,
         watch=watch,
     )
     with watch.stage("save"):
@@ -309,6 +315,7 @@ def _inputs(
 def _check_names(method: MethodSettings) -> None:
     """Refuse unknown names and unreadable budgets before anything is loaded."""
     METHODS.get(method.method)
+    RUNTIMES.get(method.runtime)
     for budget in method.budget:
         parse_budget(budget)
 
@@ -398,6 +405,8 @@ def subject_run(loaded: Loaded, method: MethodSettings) -> Subject:
         candidates=candidates,
         inputs=lambda samples: loaded.model.example_inputs(batch_size=samples, length=length),
         storage_dtypes=loaded.model.storage_dtypes,
+        forward=loaded.forward,
+        runtime=method.runtime,
     )
 
 

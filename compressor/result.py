@@ -21,7 +21,7 @@ from compressor.models import LoadedModel
 from compressor.models.architectures import auto_name
 from compressor.report.html import report_page
 from compressor.saving import lowrank_config
-from compressor.schema import BudgetFigures, PairedLoss, RecoveryFigures, Report
+from compressor.schema import BudgetFigures, PairedLoss, RecoveryFigures, Report, SpeedFigures
 from compressor.settings import CompressSettings
 from compressor.stopwatch import Stopwatch
 
@@ -37,6 +37,7 @@ def make_report(
     dense: Evaluation,
     after: Evaluation,
     recovery: RecoveryFigures | None,
+    speed: SpeedFigures | None,
     watch: Stopwatch,
 ) -> Report:
     """Return the report of a finished compression.
@@ -50,6 +51,7 @@ def make_report(
         compressed: The model that will be saved.
         dense: How the dense model fares on the test data.
         after: How the model that will be saved fares there.
+        speed: How fast both models were.
         recovery: What training did after the truncation, where there was any.
         watch: The time that each stage took.
     """
@@ -80,6 +82,7 @@ def make_report(
         unmet=made.unmet,
         trials=made.trials,
         losses=losses(dense, after),
+        speed=speed,
         norm_correction=made.recipe.norm_correction,
         recovery=recovery,
         seconds=watch.seconds,
@@ -100,6 +103,19 @@ def budget_figures(made: Plan, subject: Subject) -> tuple[BudgetFigures, ...]:
     for text in made.budget:
         budget = parse_budget(text)
         kind = BUDGETS.get(budget.kind)
+        if budget.kind == "latency":  # judged by what was measured, not by predictions
+            figures += [
+                BudgetFigures(
+                    budget=text,
+                    limit=kind.show(pace.limit),
+                    reached=kind.show(pace.compressed),
+                    dense=kind.show(pace.dense),
+                    met=pace.met,
+                )
+                for pace in made.paces
+                if pace.budget == str(budget)
+            ]
+            continue
         constraint = kind.constraint(budget, subject)
         if constraint is None:
             figures += _promised(text, made)

@@ -233,6 +233,70 @@ class Trial(Strict):
     kept: bool
 
 
+class Pace(Strict):
+    """A forward's time under a ``latency=`` budget, both models timed in turn; milliseconds."""
+
+    budget: str
+    dense: float
+    compressed: float
+    limit: float
+
+    @property
+    def met(self) -> bool:
+        """Whether the compressed model keeps to the limit."""
+        return self.compressed <= self.limit
+
+
+class LatencyFigures(Strict):
+    """Time and memory of one forward at a batch size, both models in turn.
+
+    Args:
+        batch: Samples of the batch.
+        rounds: Forwards of each that the medians are of.
+        dense: Milliseconds of the dense model's forward.
+        compressed: Milliseconds of the compressed one's.
+        dense_memory: Bytes of the dense model's weights and of activations alive at once.
+        compressed_memory: The same of the compressed one.
+    """
+
+    batch: int
+    rounds: int
+    dense: float
+    compressed: float
+    dense_memory: int
+    compressed_memory: int
+
+
+class LayerTime(Strict):
+    """Milliseconds of one layer by itself, dense and as two thin products at its rank."""
+
+    name: str
+    rank: int
+    dense: float
+    compressed: float
+
+
+class SpeedFigures(Strict):
+    """How fast both models are on this device.
+
+    Args:
+        runtime: What both ran in.
+        threads: Threads that torch had.
+        input: Size of one batch, as counted and timed.
+        batches: Figures at each batch size.
+        layers: Each factorized layer by itself at the largest batch size, where the compressed
+            model is not clearly faster there: what holds it up.
+        notes: What was left out, and why.
+    """
+
+    runtime: str
+    threads: int
+    input: str
+    batches: tuple[LatencyFigures, ...]
+    layers: tuple[LayerTime, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
 class Choice(Strict):
     """One candidate of a method's selection, judged on held-out data.
 
@@ -301,6 +365,7 @@ class Report(Strict):
     unmet: tuple[str, ...] = ()
     trials: tuple[Trial, ...] = ()
     losses: tuple[PairedLoss, ...] = ()
+    speed: SpeedFigures | None = None
     norm_correction: bool | None = None
     recovery: RecoveryFigures | None = None
     seconds: dict[str, float]

@@ -95,6 +95,7 @@ class MethodSettings(BaseModel):
         exclude: Patterns of layers to leave dense.
         gradients: Allow backward passes over the calibration data.
         rank_multiple: Ranks are rounded down to multiples of this.
+        runtime: What models are timed in: ``eager``, ``compile`` or ``onnx``.
         blockwise: Measure language models one block at a time, with statistics on disk.
     """
 
@@ -107,6 +108,7 @@ class MethodSettings(BaseModel):
     exclude: tuple[str, ...] = ()
     gradients: bool = True
     rank_multiple: Annotated[int, Field(ge=1)] = 1
+    runtime: str = "eager"
     blockwise: bool = False
 
 

@@ -17,7 +17,7 @@ from compressor.collapse.clusters import cluster_labels
 from compressor.collapse.state import state_of, statistics_of
 from compressor.collapse.token_capture import capture_tokens
 from compressor.collapse.watch import home
-from compressor.errors import DataError, ModelError, UsageError
+from compressor.errors import BudgetError, DataError, ModelError, UsageError
 from compressor.forward import Batch, Batches, Forward, Inputs, batch_length, repeated, to_device
 from compressor.layers.candidates import Candidates, find_candidates
 from compressor.layers.unfusing import unfused
@@ -25,11 +25,12 @@ from compressor.methods.budget import granted, parse_budget
 from compressor.methods.measurement import Measurement, default_device, hold_out
 from compressor.methods.method import METHODS
 from compressor.methods.output_error import check_output_errors
+from compressor.methods.pace import keep_pace
 from compressor.methods.plan import Plan, check_against, planned_layers
-from compressor.methods.promise import keep_promises, refuse
+from compressor.methods.promise import keep_promises
 from compressor.methods.subject import Subject
 from compressor.progress import SILENT, Progress
-from compressor.schema import Trial
+from compressor.schema import Pace, Trial
 from compressor.tokens import TokenForward, forward_for, predicts_tokens
 
 PROBE_SAMPLES = 3
@@ -286,9 +287,10 @@ def plan(
         )
     texts = (budget,) if isinstance(budget, str) else tuple(budget)
     budgets = [parse_budget(text) for text in texts]
+    subject = subject or subject_of(measurement)
     allowed = granted(
         budgets,
-        subject or subject_of(measurement),
+        subject,
         multiple=rank_multiple,
         best_effort=best_effort,
     )
@@ -301,16 +303,31 @@ def plan(
             member,
             promises,
             allowed.constraints,
-            multiple=rank_multiple,
+            multiple=allowed.multiple,
             progress=progress,
         )
-        if not best_effort:
-            refuse(search)
         decision, trials, unmet = search.decision, search.trials, (*unmet, *search.unmet)
     else:
         decision = member.decide(
-            measurement, allowed.constraints, multiple=rank_multiple, progress=progress
+            measurement, allowed.constraints, multiple=allowed.multiple, progress=progress
         )
+    timed = [budget for budget in budgets if budget.kind == "latency"]
+    paces: tuple[Pace, ...] = ()
+    if timed:
+        paced = keep_pace(
+            measurement,
+            member,
+            timed,
+            decision,
+            allowed.constraints,
+            subject=subject,
+            multiple=allowed.multiple,
+            adjust=not promises,
+            progress=progress,
+        )
+        decision, paces, unmet = paced.decision, paced.paces, (*unmet, *paced.unmet)
+    if unmet and not best_effort:
+        raise BudgetError(" ".join(unmet))
     made = Plan(
         method=method,
         budget=texts,
@@ -323,6 +340,7 @@ def plan(
         selection=decision.selection,
         unmet=unmet,
         trials=trials,
+        paces=paces,
     )
     return made.bound_to(measurement)
 
@@ -335,6 +353,7 @@ def subject_of(measurement: Measurement) -> Subject:
         model=measurement.model,
         candidates=measurement.candidates,
         inputs=lambda samples: to_device(repeated(inputs, samples), device),
+        forward=measurement.forward,
     )
 
 

@@ -79,3 +79,22 @@ def test_a_promise_about_accuracy_is_kept_by_a_smaller_model(tmp_path):
     page = (out / "report.html").read_text()
     assert "Search for the smallest model" in page
     assert "macro F1" in page
+
+
+def test_latency_is_measured_and_told(tmp_path, capsys):
+    out = tmp_path / "small"
+    budgets = ("--budget", "latency=60s@4", "--budget", "layers=60%")
+    assert compress(out, *budgets) == 0
+    found = report_of(out)
+    assert found.budgets[0].met
+    assert found.budgets[0].limit == "6e+04 ms"
+    assert found.compressed.layer_parameters <= 0.6 * found.dense.layer_parameters
+    assert [figures.batch for figures in found.speed.batches] == [1, 32]
+    assert all(figures.dense > 0 and figures.compressed > 0 for figures in found.speed.batches)
+    last = found.speed.batches[-1]
+    assert last.dense_memory > last.compressed_memory > found.compressed.parameters * 4
+    assert all(layer.rank % 8 == 0 for layer in found.layers if layer.rank < layer.full_rank)
+    assert "times as fast as dense at batch 32" in (out / "report.html").read_text()
+    capsys.readouterr()
+    assert compress(tmp_path / "none", "--budget", "latency=0.001ms") == 3
+    assert "smallest that can be reached" in capsys.readouterr().err

@@ -170,8 +170,9 @@ Budget = Annotated[
         "Method",
         metavar="KIND=AMOUNT",
         help="What to keep: layers=50% of the factorizable layers' parameters, params=80% of all, "
-        "size=40MB on disk, flops=50% of a forward; or drop=1, the smallest model that loses at "
-        "most a point of accuracy (drop=1@macro-f1 of another metric). Can be repeated.",
+        "size=40MB on disk, flops=50% or latency=60%@32 (batch 32) of a forward; or drop=1, the "
+        "smallest model that loses at most a point of accuracy (drop=1@macro-f1: of another). Can "
+        "be repeated.",
     ),
 ]
 BestEffort = Annotated[
@@ -215,6 +216,11 @@ Blockwise = Annotated[
         help="Measure a language model one block at a time, with statistics on disk: less memory, "
         "one more forward pass.",
     ),
+]
+
+Runtime = Annotated[
+    str,
+    _option("Method", help="What models are timed in: eager, compile (torch.compile) or onnx."),
 ]
 
 Json = Annotated[bool, _option("Run", "--json", help="Print JSON and nothing else on stdout.")]
@@ -339,6 +345,7 @@ GROUPS: Mapping[type[BaseModel], Group] = {
             "exclude": Exclude,
             "gradients": Gradients,
             "rank_multiple": RankMultiple,
+            "runtime": Runtime,
             "blockwise": Blockwise,
         },
         parse={"budget": _as_tuple, "include": _as_tuple, "exclude": _as_tuple},

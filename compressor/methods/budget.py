@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import lcm
 from typing import Protocol
 
 import numpy as np
@@ -74,6 +75,10 @@ class BudgetKind(Protocol):
         Raises:
             UsageError: If it has no meaning here.
         """
+        ...
+
+    def multiple(self, subject: Subject) -> int:
+        """Return what ranks have to be multiples of for this kind, 1 where any will do."""
         ...
 
     def show(self, amount: float) -> str:
@@ -147,10 +152,12 @@ class Granted:
 
     Args:
         constraints: What the layers may cost: as asked, or where that cannot be, the nearest.
+        multiple: What ranks are multiples of: what was asked for, and what the budgets ask for.
         unmet: A sentence for each budget that cannot be met.
     """
 
     constraints: Constraints
+    multiple: int = 1
     unmet: tuple[str, ...] = ()
 
 
@@ -178,6 +185,7 @@ def granted(
             f"The budget {budgets[0]} cannot be met: no layer of this model can be factorized. "
             "`compressor inspect` lists why each is left dense."
         )
+    multiple = lcm(multiple, *(BUDGETS.get(budget.kind).multiple(subject) for budget in budgets))
     asked = [(budget, BUDGETS.get(budget.kind).constraint(budget, subject)) for budget in budgets]
     members, unmet = [], []
     for budget, constraint in asked:
@@ -193,8 +201,9 @@ def granted(
     if unmet and not best_effort:
         raise BudgetError(" ".join(unmet))
     if not members:
-        return Granted(Constraints(()), tuple(unmet))
-    return Granted(Constraints(tuple(constraint for _, constraint in members)), tuple(unmet))
+        return Granted(Constraints(()), multiple, tuple(unmet))
+    found = Constraints(tuple(constraint for _, constraint in members))
+    return Granted(found, multiple, tuple(unmet))
 
 
 def least_cost(constraint: Constraint, candidates: Candidates, *, multiple: int = 1) -> float:

@@ -13,7 +13,7 @@ from compressor.jsonfile import read_object, validated
 from compressor.layers.candidates import Candidate, Candidates
 from compressor.methods.measurement import Measurement
 from compressor.methods.recipe import Recipe
-from compressor.schema import Choice, Trial
+from compressor.schema import Choice, Pace, Trial
 
 PLAN_VERSION: Final = 1
 
@@ -52,6 +52,7 @@ class Plan(BaseModel):
         selection: Candidates that were compared on held-out data.
         unmet: Budgets that could not be met, a sentence each; only with best effort.
         trials: The search that a ``drop=`` budget asked for.
+        paces: The times that ``latency=`` budgets were judged by.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -66,6 +67,7 @@ class Plan(BaseModel):
     selection: tuple[Choice, ...] = ()
     unmet: tuple[str, ...] = ()
     trials: tuple[Trial, ...] = ()
+    paces: tuple[Pace, ...] = ()
     _measurement: Measurement | None = PrivateAttr(None)
 
     @property

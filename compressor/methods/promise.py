@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compressor.errors import BudgetError, DataError, UsageError
+from compressor.errors import DataError, UsageError
 from compressor.evaluation.loop import Evaluation
 from compressor.evaluation.metrics.metric import Predictions, predictions
 from compressor.evaluation.paired import paired_loss
@@ -215,13 +215,3 @@ def _broken(trial: Trial, promises: Sequence[Budget]) -> str:
         if loss.high > loss.most
     ]
     return " ".join(broken)
-
-
-def refuse(search: Search) -> None:
-    """Refuse a search that found no model.
-
-    Raises:
-        BudgetError: If the promises cannot be kept.
-    """
-    if search.unmet:
-        raise BudgetError(" ".join(search.unmet))

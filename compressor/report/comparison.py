@@ -9,7 +9,8 @@ from typing import Any
 from compressor.evaluation.metrics.metric import METRICS
 from compressor.report.classes import interval_text
 from compressor.report.figures import MISSING, count, figure, nats, percent, points, size
-from compressor.schema import ModelFigures
+from compressor.report.speed import gain
+from compressor.schema import ModelFigures, SpeedFigures
 
 COUNTED: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("parameters", "parameters", count),
@@ -79,6 +80,29 @@ def compare_models(dense: ModelFigures, compressed: ModelFigures, samples: int) 
         if field not in _SHOWN and isinstance(after, int | float):
             shown = figure(before) if isinstance(before, int | float) else MISSING
             rows.append(Row(field.replace("_", " "), shown, figure(after), _share(before, after)))
+    return rows
+
+
+def speed_rows(speed: SpeedFigures | None) -> list[Row]:
+    """Return time and peak memory at each batch size, as rows of before and after."""
+    rows = []
+    for found in () if speed is None else speed.batches:
+        rows.append(
+            Row(
+                f"milliseconds, batch {found.batch}",
+                f"{found.dense:.4g}",
+                f"{found.compressed:.4g}",
+                f"{gain(found):.2f} times as fast",
+            )
+        )
+        rows.append(
+            Row(
+                f"peak memory, batch {found.batch}",
+                size(found.dense_memory),
+                size(found.compressed_memory),
+                f"× {found.compressed_memory / max(found.dense_memory, 1):.3f}",
+            )
+        )
     return rows
 
 

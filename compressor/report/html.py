@@ -11,10 +11,11 @@ from markupsafe import Markup
 
 from compressor.checkpoint.instructions import AUTO_CLASSES, instructions
 from compressor.report.classes import compare_classes
-from compressor.report.comparison import Row, compare_models
+from compressor.report.comparison import Row, compare_models, speed_rows
 from compressor.report.figures import MISSING, duration, figure, percent
 from compressor.report.pages import drawing, fill
 from compressor.report.plots import bound_figure, depth_figure, spectrum_figure
+from compressor.report.speed import speed_sentence
 from compressor.report.verdict import guidance, summary, verdict
 from compressor.schema import LayerFigures, Report
 
@@ -72,6 +73,7 @@ def report_page(report: Report) -> str:
         verdict=sentence,
         data_notes=[note for note in report.data.notes if note not in report.notes],
         comparison=comparison(report),
+        speed=speed_sentence(report.speed),
         guidance=guidance(report) or "The candidates, judged on data that no statistic came from.",
         metric=_metric(report.layers),
         layers=[_row(layer) for layer in report.layers],
@@ -91,7 +93,8 @@ def report_page(report: Report) -> str:
 
 def comparison(report: Report) -> list[Row]:
     """Return the rows of the table of before and after."""
-    return compare_models(report.dense, report.compressed, report.data.test.samples)
+    rows = compare_models(report.dense, report.compressed, report.data.test.samples)
+    return [*rows, *speed_rows(report.speed)]
 
 
 def _sections(report: Report, filled: set[str]) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ from rich.text import Text
 from compressor.report.figures import count, duration, figure, nats, percent, shorten, size
 from compressor.report.layer_table import LayerTable, plain_table
 from compressor.report.lines import data_lines, line, notes
+from compressor.report.speed import speed_sentence
 from compressor.report.verdict import guidance, summary, verdict
 from compressor.schema import (
     BudgetFigures,
@@ -46,6 +47,7 @@ def view_report(report: Report) -> RenderableType:
         *data_lines(report.data),
         *_budgets(report.budgets),
         *_losses(report),
+        *([line("speed", spoken)] if (spoken := speed_sentence(report.speed)) else []),
         *([Text(guided)] if guided else []),
         *([line("recovery", _recovery(report.recovery))] if report.recovery else []),
         *_left_dense(report.left_dense),

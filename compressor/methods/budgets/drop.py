@@ -33,6 +33,11 @@ class Drop:
         """Refuse what is no metric behind the @, and a unit that is not the metric's."""
         metric_of(budget)
 
+    def multiple(self, subject: Subject) -> int:
+        """Return 1: any rank will do."""
+        del subject
+        return 1
+
     def show(self, amount: float) -> str:
         """Return an amount in the unit of its metric, which stands behind the @."""
         return f"{amount:.6g}"

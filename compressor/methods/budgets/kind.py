@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from compressor.errors import UsageError
 from compressor.methods.budget import Budget
 from compressor.methods.constraints import Constraint, Floats
+from compressor.methods.subject import Subject
 
 DECIMAL_STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -35,6 +36,11 @@ class CountedKind:
                 f"The budget {self.name} is counted at nothing in particular: leave out "
                 f"@{budget.at}. For instance {self.examples[0]}."
             )
+
+    def multiple(self, subject: Subject) -> int:
+        """Return 1: any rank will do."""
+        del subject
+        return 1
 
     def show(self, amount: float) -> str:
         """Return an amount with three significant digits and a decimal prefix."""
