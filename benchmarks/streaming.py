@@ -1,19 +1,23 @@
 """`compress --stream` under an enforced limit of memory, on a checkpoint several times as large.
 
-python -m benchmarks.streaming [--cap 1000] [--times 3] [--hidden 512] [--wide 16384] [--out FOLDER]
+python -m benchmarks.streaming [--cap 1300] [--times 3] [--hidden 512] [--wide 8192] [--out FOLDER]
 
 A LLaMA of random weights is written shard by shard, until its files hold ``times`` the cap. It is
 compressed in a process of its own whose data segment may not grow beyond the cap (RLIMIT_DATA: heap
 and private mappings, the interpreter's and the libraries' included; an allocation beyond it fails).
 Reported are the peak of the process's anonymous memory (RssAnon, sampled), and what the same
-command takes under the same limit without ``--stream``.
+command takes under the same limit without ``--stream``. With ``--kills 10`` a run with ``--resume``
+is killed by SIGKILL at that many random moments, each time after it was taken up again, and its
+weights are compared with those of a run that nobody disturbed.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
+import random
 import resource
 import shutil
 import subprocess
@@ -115,6 +119,42 @@ def limited(words: list[str], cap: int) -> tuple[int, int, float, str]:
     return process.returncode, peak, time.perf_counter() - start, text
 
 
+def killed(words: list[str], seconds: float, kills: int, cap: int) -> int:
+    """Kill a run at random moments until ``kills`` are done; return how many met it alive.
+
+    Args:
+        words: Words of the command line.
+        seconds: What an undisturbed run takes.
+        kills: How often to kill it.
+        cap: As of `limited`.
+    """
+    rng = random.Random(0)
+    met = 0
+    for _ in range(kills):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "compressor", *words, "--quiet"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+        )
+        try:
+            process.wait(timeout=rng.uniform(0.1, seconds))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            met += 1
+        else:
+            break  # it was done before its time had come
+    limited(words, cap)
+    return met
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file that the weights and their plan are made of."""
+    files = [*folder.glob("*.safetensors*"), folder / "plan.json"]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
 def _anonymous(process: int) -> int:
     """Return RssAnon of a process in bytes; 0 when it is gone."""
     try:
@@ -128,11 +168,12 @@ def _anonymous(process: int) -> int:
 def main() -> None:
     """Print one line of JSON a run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cap", type=int, default=1000, help="MiB")
+    parser.add_argument("--cap", type=int, default=1300, help="MiB")
     parser.add_argument("--times", type=float, default=3.0, help="size of the files over the cap")
     parser.add_argument("--hidden", type=int, default=512)
-    parser.add_argument("--wide", type=int, default=16384)
+    parser.add_argument("--wide", type=int, default=8192)
     parser.add_argument("--method", default="svd")
+    parser.add_argument("--kills", type=int, default=0)
     parser.add_argument(
         "--out", type=Path, default=None, help="where to work; else a temporary one"
     )
@@ -164,6 +205,12 @@ def main() -> None:
                 "error": errors[-200:] if code else "",
             }
             print(json.dumps(row), flush=True)
+            took = seconds if name == "streamed" else 0.0
+            if given.kills and took:
+                resumed = [*base, "--out", str(folder / "killed"), "--stream", "--resume"]
+                met = killed(resumed, took, given.kills, cap)
+                same = digests(folder / "killed") == digests(folder / "streamed")
+                print(json.dumps({"run": "killed", "kills": met, "same": same}), flush=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

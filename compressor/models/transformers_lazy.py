@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,6 +26,32 @@ class _Part:
 
     key: str
     pattern: str | None
+
+
+class _Files(contextlib.ExitStack):
+    """Shards that are open, each once: opening one maps the whole of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._open: dict[Path, Any] = {}
+
+    def tensor(self, path: Path, key: str) -> Tensor:
+        """Return one tensor of a shard.
+
+        Raises:
+            ModelError: If it cannot be read, or is not finite.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            if path not in self._open:
+                self._open[path] = self.enter_context(safe_open(path, framework="pt"))
+            tensor: Tensor = self._open[path].get_tensor(key)
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{path} cannot be read at {key}: {error}") from error
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ModelError(f"{path}: {key} holds NaN or infinite values; it is damaged.")
+        return tensor
 
 
 class LazyWeights:
@@ -99,15 +126,16 @@ class LazyWeights:
 
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Return tensors by their names in memory, in the types they are stored in."""
-        wanted = set(names)
+        wanted = dict.fromkeys(names)
         found: dict[str, Tensor] = {}
-        for first in dict.fromkeys(self._group_of[name] for name in wanted):
-            for name, tensor in self._converted(first).items():
-                if name in wanted:
-                    found[name] = tensor
+        with _Files() as files:
+            for first in dict.fromkeys(self._group_of[name] for name in wanted):
+                for name, tensor in self._converted(first, files).items():
+                    if name in wanted:
+                        found[name] = tensor
         return found
 
-    def _converted(self, first: str) -> dict[str, Tensor]:
+    def _converted(self, first: str, files: _Files) -> dict[str, Tensor]:
         """Return one group's tensors as transformers converts them."""
         from transformers.core_model_loading import WeightRenaming
 
@@ -119,22 +147,10 @@ class LazyWeights:
             else copy.deepcopy(self._converters[pattern])
         )
         for part in parts:
-            transform.add_tensor(first, part.key, part.pattern or part.key, self._tensor(part.key))
+            tensor = files.tensor(self._files[part.key], part.key)
+            transform.add_tensor(first, part.key, part.pattern or part.key, tensor)
         realized = transform.convert(first, model=self._module, config=self._module.config)
         return {n: t[0] if isinstance(t, list) else t for n, t in realized.items()}
-
-    def _tensor(self, key: str) -> Tensor:
-        from safetensors import SafetensorError, safe_open
-
-        path = self._files[key]
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensor: Tensor = file.get_tensor(key)
-        except (SafetensorError, OSError) as error:
-            raise ModelError(f"{path} cannot be read at {key}: {error}") from error
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ModelError(f"{path}: {key} holds NaN or infinite values; it is damaged.")
-        return tensor
 
     def _targets(self, name: str, pattern: str | None) -> tuple[str, ...]:
         if pattern is None:
