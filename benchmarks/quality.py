@@ -24,7 +24,7 @@ from statistics import median
 
 import torch
 
-from benchmarks.arms import Arm, chosen_arms
+from benchmarks.arms import DEFAULT, Arm, chosen_arms
 from benchmarks.plots import draw
 from benchmarks.prepared import DenseCache, Prepared
 from benchmarks.results import Cell, Results, Row, latest
@@ -36,6 +36,15 @@ from compressor.methods.budget import parse_budget
 
 OUT = Path(__file__).parents[1] / "docs" / "benchmarks"
 VERSIONS = ("compressor", "torch", "transformers", "timm", "numpy")
+
+DEFAULT_ALONE = (
+    "collapse/row_energy.py",
+    "methods/attribution.py",
+    "methods/guided.py",
+    "methods/refit.py",
+    "methods/select.py",
+)
+"""Files that no other arm than the default runs: a change of them leaves the others' rows valid."""
 
 QUICK_WORKLOADS = ("digits-vit",)
 QUICK_METHODS = ("nc1", "nc1, *", "svd", "covariance, relative*")
@@ -52,6 +61,7 @@ class Options:
         arms: What to compare.
         seeds: Seeds.
         code: Hash of the code.
+        shared_code: Hash of it without what the default alone runs.
         retry: Run cells again that failed before.
         seconds: Start no cell after this many seconds; None sets no limit.
     """
@@ -60,8 +70,13 @@ class Options:
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...]
     code: str
+    shared_code: str
     retry: bool = False
     seconds: float | None = None
+
+    def code_of(self, arm: Arm) -> str:
+        """Return the version of the code that an arm's figures depend on."""
+        return self.code if arm.method == DEFAULT else self.shared_code
 
     @property
     def cells(self) -> int:
@@ -117,7 +132,7 @@ class Run:
                     model=prepared.model_hash,
                     data=prepared.data_hash,
                     settings=prepared.settings_hash,
-                    code=self._options.code,
+                    code=self._options.code_of(arm),
                 )
                 known = self._results.find(cell)
                 if known is None or (known.error is not None and self._options.retry):
@@ -237,6 +252,8 @@ def _options(given: argparse.Namespace) -> Options:
         model, data = workload.settings(paths)
         if given.quick:
             data = data.model_copy(update={"calibration": QUICK_SAMPLES, "limit": QUICK_SAMPLES})
+        fewer = {"limit": given.limit, "calibration": given.calibration}
+        data = data.model_copy(update={key: size for key, size in fewer.items() if size})
         budgets = given.budgets or (QUICK_BUDGETS if given.quick else workload.budgets)
         workloads.append((replace(workload, budgets=tuple(budgets)), (model, data)))
     return Options(
@@ -244,6 +261,7 @@ def _options(given: argparse.Namespace) -> Options:
         arms=chosen_arms(given.methods or (QUICK_METHODS if given.quick else ())),
         seeds=tuple(given.seeds or ((0,) if given.quick else (0, 1, 2))),
         code=code_version(),
+        shared_code=code_version(leave_out=DEFAULT_ALONE),
         retry=given.retry,
         seconds=None if given.minutes is None else 60 * given.minutes,
     )
@@ -280,6 +298,8 @@ def _parser() -> argparse.ArgumentParser:
         "--budgets", nargs="+", metavar="BUDGET", type=_budget, help="for every workload"
     )
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="default 0 1 2")
+    parser.add_argument("--limit", type=int, help="test samples, alike for every method")
+    parser.add_argument("--calibration", type=int, help="calibration samples, alike too")
     parser.add_argument("--threads", type=int, help="threads that torch computes on")
     parser.add_argument("--minutes", type=float, help="start no cell after this long")
     parser.add_argument("--retry", action="store_true", help="run cells again that failed before")

@@ -126,10 +126,15 @@ def markdown(rows: Sequence[Row], titles: dict[str, str], *, plot: str) -> str:
 
 def _preamble(rows: Sequence[Row]) -> str:
     seeds = sorted({row.cell.seed for row in latest(rows)})
-    codes = {row.cell.code for row in latest(rows)}
+    # The default's version names files that no other method runs (quality.DEFAULT_ALONE).
+    versions = [
+        {row.cell.code for row in latest(rows) if row.cell.method.startswith(DEFAULT) == own}
+        for own in (True, False)
+    ]
+    most = max(map(len, versions))
     mixed = (
-        f" **The rows come from {len(codes)} versions of the code; run again for one.**"
-        if len(codes) > 1
+        f" **The rows come from {most} versions of the code; run again for one.**"
+        if most > 1
         else ""
     )
     return (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -24,13 +25,18 @@ WATCHED = (
 """Parts of the package that a figure may depend on; reports and commands are none of them."""
 
 
-def code_version() -> str:
-    """Return a hash of the package's sources that figures may depend on."""
-    root = Path(__file__).parent
+def code_version(*, leave_out: Collection[str] = (), root: Path = Path(__file__).parent) -> str:
+    """Return a hash of the package's sources that figures may depend on.
+
+    Args:
+        leave_out: Files that the figure in question does not depend on, relative to ``root``.
+        root: Directory of the package.
+    """
     files = sorted(
         file
         for part in WATCHED
         for file in ([root / part] if part.endswith(".py") else (root / part).rglob("*.py"))
+        if file.relative_to(root).as_posix() not in leave_out
     )
     digest = hashlib.sha256()
     for file in files:
