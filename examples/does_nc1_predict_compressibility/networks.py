@@ -1,4 +1,4 @@
-"""The networks of the study: the benchmarks' workloads, and two more."""
+"""The networks of the study: the benchmarks' workloads, and one more."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from benchmarks.workloads import WORKLOADS, Settings, Workload
 from compressor.settings import DataSettings, ModelSettings
 
 FACTORY = Path(__file__).parents[1] / "plain_cnn.py"
-WINDOW = 128
 
 
 def _cnn(paths: Mapping[str, Path]) -> Settings:
@@ -21,13 +20,6 @@ def _cnn(paths: Mapping[str, Path]) -> Settings:
     )
 
 
-def _smollm2(paths: Mapping[str, Path]) -> Settings:
-    return (
-        ModelSettings(model=str(paths["smollm2-model"]), device="cpu"),
-        DataSettings(data=str(paths["smollm2-data"]), max_length=WINDOW, batch_size=1),
-    )
-
-
 WORKLOADS.register("plain-cnn")(
     Workload(
         name="plain-cnn",
@@ -35,18 +27,6 @@ WORKLOADS.register("plain-cnn")(
         budgets=("layers=50%", "layers=25%"),
         settings=_cnn,
         places={"plain-cnn-checkpoint": "what examples/train_plain_cnn.py --out wrote"},
-    )
-)
-WORKLOADS.register("smollm2")(
-    Workload(
-        name="smollm2",
-        title="SmolLM2-135M",
-        budgets=("layers=80%",),
-        settings=_smollm2,
-        places={
-            "smollm2-model": "SmolLM2-135M, a directory or a GGUF file",
-            "smollm2-data": "a text file, or a directory with train.txt and test.txt",
-        },
     )
 )
 ORDER = (

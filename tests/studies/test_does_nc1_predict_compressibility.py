@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,10 @@ from examples.does_nc1_predict_compressibility.__main__ import main
 from examples.does_nc1_predict_compressibility.analysis import PREDICTORS, against, ratios
 from examples.does_nc1_predict_compressibility.correlations import correlation, spearman
 from examples.does_nc1_predict_compressibility.layers import Shuffled
+from examples.does_nc1_predict_compressibility.networks import ORDER
+from examples.does_nc1_predict_compressibility.tables import page
+
+DOCS = Path(__file__).parents[2] / "docs" / "studies" / "does_nc1_predict_compressibility"
 
 
 def drawn(seed, size=40):
@@ -73,3 +78,12 @@ def test_one_command_runs_what_it_has_and_says_what_it_skips(tmp_path, capsys):
     assert "ViT, digits" in (tmp_path / "tables.md").read_text()
     main(words)
     assert "done before" in capsys.readouterr().err
+
+
+def test_the_documentation_shows_what_the_command_wrote():
+    files = [DOCS / f"{name}.json" for name in ORDER]
+    results = [json.loads(file.read_text()) for file in files if file.is_file()]
+    assert len(results) >= 3
+    assert (DOCS / "tables.md").read_text() == page(results)
+    for result in results:
+        assert len(result["layers"]) == min(result["candidates"], 60)
