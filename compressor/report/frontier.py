@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MARKERS = ("o", "s", "^", "D")
-COSTS = (("parameter_share", "parameters kept, %"), ("flops_share", "FLOPs kept, %"))
+COSTS = (
+    ("parameter_share", "parameters kept, %"),
+    ("flops_share", "FLOPs kept, %"),
+    ("latency_share", "time of a forward, % of dense"),
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class PointRow:
     budget: str
     parameters: str
     flops: str
+    latency: str
     quality: str
     interval: str
     change: str
@@ -62,7 +67,7 @@ def frontier_page(sweep: Sweep) -> str:
 
 def frontier_figure(sweep: Sweep, *, prefix: str) -> str:
     """Return quality over cost as an SVG for a page; its ids begin with ``prefix``."""
-    label = f"{sweep.quality} over parameters and over FLOPs kept"
+    label = f"{sweep.quality} over parameters and FLOPs kept, and over time"
     return inline(_draw(sweep), label=label, prefix=prefix)
 
 
@@ -92,11 +97,12 @@ def frontier_sentence(sweep: Sweep) -> str:
 
 def view_sweep(sweep: Sweep) -> RenderableType:
     """Return what `sweep` shows."""
-    table = plain_table(("budget", "params", "FLOPs", sweep.quality, "points", "KL", ""))
+    table = plain_table(("budget", "params", "FLOPs", "time", sweep.quality, "points", "KL", ""))
     for row in _rows(sweep):
         name = row.budget if len(_methods(sweep)) == 1 else f"{row.method} {row.budget}"
-        cells = (row.parameters, row.flops, row.quality, row.change, row.kl, row.marks)
-        table.add_row(Text(shorten(name, 22)), *map(Text, cells))
+        costs = (row.parameters, row.flops, row.latency)
+        cells = (*costs, row.quality, row.change, row.kl, row.marks)
+        table.add_row(Text(shorten(name, 18)), *map(Text, cells))
     return Group(
         Text(frontier_sentence(sweep), style="bold"),
         Text(),
@@ -128,6 +134,7 @@ def _rows(sweep: Sweep) -> list[PointRow]:
                 budget=point.budget,
                 parameters=percent(point.parameter_share),
                 flops=percent(point.flops_share),
+                latency=percent(point.latency_share),
                 quality=percent(quality, 2),
                 interval=interval_text(quality, samples),
                 change=points(quality - reference),
@@ -150,9 +157,12 @@ def _draw(sweep: Sweep, *, legend: bool = False) -> Figure:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
+    # Sweeps that older versions wrote were not timed.
+    timed = all(point.latency_share is not None for point in sweep.points)
+    costs = COSTS if timed else COSTS[:2]
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(5.2, 2.9 * len(COSTS)), layout="constrained")
-        for axes, (cost, title) in zip(figure.subplots(len(COSTS), 1), COSTS, strict=True):
+        figure = Figure(figsize=(5.2, 2.9 * len(costs)), layout="constrained")
+        for axes, (cost, title) in zip(figure.subplots(len(costs), 1), costs, strict=True):
             axes.axhline(100 * sweep.quality_of(sweep.dense), color=FAINT, ls=":", lw=1)
             for number, method in enumerate(_methods(sweep)):
                 own = [point for point in sweep.points if point.method == method]

@@ -34,6 +34,7 @@ from compressor.progress import Progress
 from compressor.report.frontier import frontier_drawing, frontier_page
 from compressor.schema import ModelFigures
 from compressor.settings import SweepSettings
+from compressor.speed import speed_figures
 from compressor.stages import factorize
 from compressor.sweep.journal import FILE, Entry, Journal
 from compressor.sweep.ladder import ladder
@@ -188,6 +189,8 @@ def _point(bench: Bench, found: Measurement, method: str, budget: str) -> SweepP
     dense = bench.dense
     with bench.watch.stage("evaluate"), own.stage("evaluate"):
         after = evaluate_run(bench.loaded, small, "evaluate", bench.progress, dense)
+    with bench.watch.stage("time"), own.stage("time"):
+        speed = speed_figures(bench.subject, small)
     kept = sum(layer.cost(made.ranks[name]) for name, layer in bench.candidates.layers.items())
     compressed = replace(bench.loaded, model=replace(bench.loaded.model, module=small))
     figures = model_figures(compressed, after, kept, None)
@@ -203,6 +206,7 @@ def _point(bench: Bench, found: Measurement, method: str, budget: str) -> SweepP
         choice=label(made.recipe),
         figures=figures,
         seconds=own.seconds,
+        speed=speed,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from compressor.schema import DataFigures, ModelFigures, Strict
+from compressor.schema import DataFigures, ModelFigures, SpeedFigures, Strict
 
 SWEEP_VERSION = 1
 
@@ -25,6 +25,7 @@ class SweepPoint(Strict):
         choice: The recipe that the method came to, in a few words.
         figures: Quality and cost; ``bytes`` is None, for no file was written.
         seconds: Spent on this point alone, by stage.
+        speed: Time and memory of this point, timed in turn with the dense model.
     """
 
     method: str
@@ -36,6 +37,15 @@ class SweepPoint(Strict):
     choice: str
     figures: ModelFigures
     seconds: dict[str, float]
+    speed: SpeedFigures | None = None
+
+    @property
+    def latency_share(self) -> float | None:
+        """Time of a forward at the largest batch size that was timed, over the dense model's."""
+        if self.speed is None or not self.speed.batches:
+            return None
+        last = self.speed.batches[-1]
+        return last.compressed / last.dense
 
 
 class Knee(Strict):

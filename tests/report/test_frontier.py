@@ -9,6 +9,7 @@ from compressor.report.frontier import (
     frontier_sentence,
     view_sweep,
 )
+from compressor.schema import LatencyFigures, SpeedFigures
 from compressor.sweep.schema import Knee, Sweep, SweepPoint, Within
 
 from .results import DATA, report
@@ -29,6 +30,21 @@ def point(method, share, accuracy):
         choice="fisher",
         figures=figures,
         seconds={"plan": 1.0},
+        speed=SpeedFigures(
+            runtime="eager",
+            threads=1,
+            input="64",
+            batches=(
+                LatencyFigures(
+                    batch=32,
+                    rounds=9,
+                    dense=200.0,
+                    compressed=200.0 * (0.2 + 0.8 * share),
+                    dense_memory=10**8,
+                    compressed_memory=int(10**8 * share),
+                ),
+            ),
+        ),
     )
 
 
@@ -93,7 +109,20 @@ def test_the_table_fits_80_columns_and_cuts_no_figure():
     assert max(map(len, lines)) <= 80
     (row,) = [line for line in lines if "nc1 layers=40%" in line]
     assert row.split() == [
-        *("nc1", "layers=40%", "70.0", "%", "40.0", "%", "90.50", "%", "−1.7", "0.0156"),
+        *(
+            "nc1",
+            "layers=40%",
+            "70.0",
+            "%",
+            "40.0",
+            "%",
+            "52.0",
+            "%",
+            "90.50",
+            "%",
+            "−1.7",
+            "0.0156",
+        ),
         *("knee,", "≤", "2"),
     ]
 
@@ -114,3 +143,12 @@ def test_without_labels_it_is_agreement():
     text = Page(frontier_page(sweep)).text
     assert "97.00 %" in text
     assert "loss of agreement with the dense model" in text
+
+
+def test_time_is_drawn_where_every_point_was_timed():
+    page = frontier_page(SWEEP)
+    assert "time of a forward" in page
+    untimed = [point.model_copy(update={"speed": None}) for point in SWEEP.points[:1]]
+    older = SWEEP.model_copy(update={"points": (*untimed, *SWEEP.points[1:])})
+    assert "time of a forward, %" not in frontier_drawing(older)
+    assert frontier_page(older)
