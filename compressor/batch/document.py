@@ -16,6 +16,9 @@ from compressor.errors import UsageError
 Place: TypeAlias = tuple[str | int, ...]
 """Where in a document: keys and positions from its root."""
 
+LARGEST_FILE = 16 << 20
+"""Bytes of a manifest."""
+
 LARGEST = 100_000
 """Parts that a document may have once its aliases are spelled out."""
 
@@ -75,9 +78,13 @@ def read_document(path: Path, environment: Mapping[str, str] = os.environ) -> Do
             not set.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        text = content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"Cannot read the manifest {path}: {error}.") from error
+    if len(content) > LARGEST_FILE:
+        raise UsageError(f"{path} is larger than {LARGEST_FILE:,} bytes. Split the batch.")
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
@@ -89,6 +96,8 @@ def read_document(path: Path, environment: Mapping[str, str] = os.environ) -> Do
         raise refuse(path, [Problem(line, f"no YAML: {error.problem or error.context}")]) from error
     except yaml.YAMLError as error:
         raise UsageError(f"{path} is no YAML: {error}.") from error
+    except RecursionError as error:
+        raise UsageError(f"{path} is nested too deep to be read.") from error
     if reader.problems:
         raise refuse(path, reader.problems)
     return Document(path=path, value=value, lines=reader.lines)

@@ -210,7 +210,7 @@ def _job(written: _Written, document: Document, problems: list[Problem]) -> Job 
             if keys[name].is_path or keys[name].is_reference:
                 values[name] = resolve(value, keys[name], document.path.parent)
             _check(name, value)
-        except (UsageError, FileNotFoundError) as error:
+        except (UsageError, OSError, RuntimeError) as error:  # a name too long, an unknown ~user
             place = written.places.get(name, written.at)
             problem = Problem(document.line(place), f"{_words(place)}: {error}")
             if problem not in problems:

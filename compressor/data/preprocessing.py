@@ -48,8 +48,8 @@ FORMATS = (
 """Formats that PIL decodes by itself; for others (EPS) it would start a program."""
 
 LARGEST_FILE = 1 << 28
-LARGEST_PIXELS = 1 << 27
-"""Bytes of an image file, and pixels as stored or resized, that are read: 400 MB in RGB."""
+LARGEST_PIXELS = 100_000_000
+"""Bytes of an image file, and pixels as stored or resized, that are read: 300 MB in RGB."""
 
 
 class UnreadableImageError(DataError):
