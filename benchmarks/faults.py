@@ -18,6 +18,7 @@ run has to remove it; no traceback; and no process that hangs.
 from __future__ import annotations
 
 import argparse
+import atexit
 import contextlib
 import errno
 import hashlib
@@ -39,6 +40,9 @@ from typing import Any
 TIMEOUT = 120.0
 PLACE = "/dev/shm" if Path("/dev/shm").is_dir() else None
 """Where trials write: in memory, as a disk would be waited for at every file."""
+
+RUN = os.getpid()
+"""Process that runs the trials; those forked from it keep this number."""
 
 NETWORK = Path(__file__).parents[1] / "examples" / "plain_cnn.py"
 EVENTS = frozenset(
@@ -279,11 +283,20 @@ def count_steps(work: Work, root: Path) -> tuple[int, float]:
     return int(log.read_text()), seconds
 
 
+def network() -> Path:
+    """Return a copy of the network's file that nothing else works on while trials run."""
+    place = Path(tempfile.gettempdir()) / f"faults-network-{os.getuid()}-{RUN}"
+    if not place.exists():
+        place.mkdir()
+        shutil.copyfile(NETWORK, place / NETWORK.name)
+    return place / NETWORK.name
+
+
 def compressing(out: Path) -> int:
     """Compress a small network, with the smallest limits that work."""
     from compressor.cli import main
 
-    words = ["compress", f"{NETWORK}:build", "--data", "sklearn:digits", "--calibration", "20"]
+    words = ["compress", f"{network()}:build", "--data", "sklearn:digits", "--calibration", "20"]
     words += [
         "--method",
         "svd",
@@ -423,7 +436,8 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(1)
-    inputs = [NETWORK.parent]
+    inputs = [network().parent]
+    atexit.register(shutil.rmtree, network().parent, ignore_errors=True)
     if options.every_step:
         work = warmed(saving())
         drawn = every_step(work, (*SIGNALS, "full disk", "removed"), options.stride)

@@ -3,8 +3,9 @@
     python -m fuzz.run                                # 120,000 inputs
     python -m fuzz.run --seconds 120 --target plan    # one target, two minutes
 
-An input fails its target if anything but CompressorError comes out, if it takes longer than ten
-seconds, or if the process would grow by more than two GiB. Failing inputs are kept in fuzz/crashes.
+An input fails its target if anything but CompressorError comes out, if it takes more than ten
+seconds of CPU time or two minutes in all, or if the process would grow by more than two GiB. Failing
+inputs are kept in fuzz/crashes.
 """
 
 from __future__ import annotations
@@ -35,11 +36,12 @@ TABLE_SHARE = 0.005
 """Share of the inputs that go to targets through a library's cache, which are slow."""
 
 LONGEST = 10
+LONGEST_WAIT = 120
 MEMORY = 2 << 30
 
 
 class TooSlowError(Exception):
-    """An input took longer than `LONGEST` seconds."""
+    """An input took more than `LONGEST` seconds of CPU time, or waited longer than any should."""
 
 
 def fuzz(
@@ -82,12 +84,14 @@ def fuzz(
 
 def failure(target: Target, data: bytes, counts: Counter[str]) -> str | None:
     """Return the traceback of an input that is not read or refused in time, or None."""
-    signal.alarm(LONGEST)
+    signal.setitimer(signal.ITIMER_PROF, LONGEST)
+    signal.alarm(LONGEST_WAIT)
     try:
         counts[attempt(target, data) or "read"] += 1
     except BaseException:
         return traceback.format_exc()
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
     return None
 
@@ -99,7 +103,8 @@ def catch_slow() -> None:
         del number, frame
         raise TooSlowError(f"more than {LONGEST} s")
 
-    signal.signal(signal.SIGALRM, slow)
+    for number in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(number, slow)
 
 
 def limit() -> None:
