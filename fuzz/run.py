@@ -4,8 +4,8 @@
     python -m fuzz.run --seconds 120 --target plan    # one target, two minutes
 
 An input fails its target if anything but CompressorError comes out, if it takes more than ten
-seconds of CPU time or two minutes in all, or if the process would grow by more than two GiB. Failing
-inputs are kept in fuzz/crashes.
+seconds of CPU time or two minutes in all, or if the process would grow by more than two GiB.
+Failing inputs are kept in fuzz/crashes.
 """
 
 from __future__ import annotations
