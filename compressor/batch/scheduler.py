@@ -37,6 +37,12 @@ PATIENCE = 2.0
 GRACE = 6.0
 """Seconds that jobs have to finish what they are writing once the batch is told to stop."""
 
+NOTICE = 1.0
+"""Seconds that a job which writes nothing has to end by itself."""
+
+SAVING = "save"
+"""Stage of a job whose end is waited for."""
+
 
 @dataclass(frozen=True)
 class _Running:
@@ -67,6 +73,7 @@ class Scheduler:
         self._pending: list[tuple[Task, int]] = []
         self._elsewhere: list[tuple[Task, int]] = []
         self._running: dict[str, _Running] = {}
+        self._stages: dict[str, str] = {}
         self._measured: set[str] = set()
         self._failed = False
         self._asked = 0.0
@@ -181,6 +188,8 @@ class Scheduler:
                     total=event["total"],
                 )
             )
+            if event["done"] is None:  # a stage begins
+                self._stages[name] = event["stage"]
             if event["stage"] in ("plan", "factorize", "evaluate"):
                 self._measured.add(running.task.group)
 
@@ -221,10 +230,15 @@ class Scheduler:
         self._stopping.set()
         for running in self._running.values():
             running.process.stop()
-        self._until(time.monotonic() + GRACE)
+        told = time.monotonic()
+        self._until(told + NOTICE)
+        for name, running in self._running.items():
+            if self._stages.get(name) != SAVING:
+                running.process.kill()
+        self._until(told + GRACE)
         for running in self._running.values():
             running.process.kill()
-        self._until(time.monotonic() + 1.0)
+        self._until(time.monotonic() + NOTICE)
         for running in self._running.values():
             self._results.add(running.task.result(status="interrupted", attempts=running.attempt))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -165,6 +166,7 @@ def _plan(settings: Callable[[], Any], talk: RunSettings) -> None:
 
 def _do(settings: Callable[[], Any], talk: RunSettings, log_format: str, *, quiet: bool) -> None:
     codes: list[int] = []
+    stopped_by: list[int] = []
 
     def work(progress: Progress) -> Any:
         del progress
@@ -174,7 +176,7 @@ def _do(settings: Callable[[], Any], talk: RunSettings, log_format: str, *, quie
             with _log(log_format, quiet=quiet) as log:
                 summary = run_batch(settings(), log=log)
         except StoppedError as stopped:
-            codes.append(128 + stopped.number)
+            stopped_by.append(stopped.number)
             return stopped.summary
         codes.append(summary.exit_code)
         return summary
@@ -185,6 +187,11 @@ def _do(settings: Callable[[], Any], talk: RunSettings, log_format: str, *, quie
         return view_batch(summary)
 
     run(work, talk, view=view)
+    if stopped_by:
+        # Taking the libraries down takes seconds that whoever sent the signal may not grant.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(128 + stopped_by[0])
     if codes[0]:
         raise typer.Exit(codes[0])
 

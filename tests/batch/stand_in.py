@@ -1,9 +1,9 @@
 """A program that speaks as compressor.batch.worker does, and does in an instant what it is told.
 
-Its model is called ``done``, ``fail``, ``crash``, ``budget``, ``wrong``, ``sleep`` or ``save``
-(as sleep, while it writes), with anything after a dash. Its argument is a report to leave where it
-is told to, under the job that it is told. It notes in ``begun`` beside its output
-that it ran.
+Its model is called ``done``, ``fail``, ``crash``, ``budget``, ``wrong``, ``deaf``, ``sleep`` or
+``save`` (as sleep, while it writes), with anything after a dash. Its argument is a report to leave
+where it is told to, under the job that it is told. It notes in ``begun`` beside its output that it
+ran.
 """
 
 import json
@@ -43,7 +43,8 @@ def main():
     with (Path(settings["out"]).parent / "begun").open("a") as file:
         file.write(f"{name}\n")
     doing = settings["model"]["model"].partition("-")[0]
-    tell(event="step", stage="measure", done=1, total=2)
+    tell(event="step", stage="save" if doing == "save" else "measure", done=None, total=None)
+    tell(event="step", stage="some of it", done=1, total=2)
     if doing == "fail":
         tell(event="failed", error="it cannot be done", type="ModelError", code=1)
         return 1
@@ -55,6 +56,9 @@ def main():
         sys.stderr.write("password=hunter22 last words\n")
         sys.stderr.flush()
         os.kill(os.getpid(), signal.SIGSEGV)
+    if doing == "deaf":  # as in a long call of a library
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(600)
     if doing in ("sleep", "save"):
         stopped = threading.Event()
 
@@ -64,10 +68,10 @@ def main():
                 os._exit(143)
 
         signal.signal(signal.SIGTERM, stop)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while time.monotonic() < deadline and not stopped.is_set():
             time.sleep(0.02)
-        time.sleep(0.3)
+        time.sleep(2.0)
     write(settings)
     return 0
 
