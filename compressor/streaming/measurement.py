@@ -19,6 +19,14 @@ from compressor.progress import SILENT, Progress
 from compressor.streaming.units import Units
 
 
+class Passing(Decompositions):
+    """Decompositions that are made when they are asked for, and not kept."""
+
+    def get(self, name: str, recipe: Recipe) -> Truncation:
+        """Return one layer's decomposition."""
+        return self._made(name, recipe)
+
+
 class Energies(Decompositions):
     """Squared singular values of each layer; factors are made when a unit is written.
 

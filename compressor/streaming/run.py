@@ -23,7 +23,7 @@ from compressor.fingerprint import code_version
 from compressor.forward import Forward
 from compressor.layers.unfusing import unfused
 from compressor.methods.budget import parse_budget
-from compressor.methods.factorize import Decompositions, factorized
+from compressor.methods.factorize import factorized
 from compressor.methods.method import METHODS
 from compressor.methods.plan import Plan, check_against, read_plan
 from compressor.methods.subject import Subject
@@ -37,7 +37,7 @@ from compressor.schema import DenseLayer
 from compressor.settings import StreamSettings
 from compressor.stages import PROBE_SAMPLES, PROBE_TOKENS, candidates_of, plan
 from compressor.stopwatch import Stopwatch
-from compressor.streaming.measurement import StreamedMeasurement
+from compressor.streaming.measurement import Passing, StreamedMeasurement
 from compressor.streaming.output import growing, shard_name, write_index, write_shard
 from compressor.streaming.schema import StreamedLayer, StreamReport
 from compressor.streaming.units import Unit, Units
@@ -246,7 +246,7 @@ def _compressed(units: Units, unit: Unit, made: Plan) -> dict[str, Tensor]:
     model = units.filled(unit)
     layers = unit.layers
     ranks = {name: rank for name, rank in made.ranks.items() if name in layers}
-    small = factorized(model, layers, ranks, made.recipe, Decompositions(model, layers, {}))
+    small = factorized(model, layers, ranks, made.recipe, Passing(model, layers, {}))
     return {name: t.detach() for name, t in small.state_dict().items() if not t.is_meta}
 
 
