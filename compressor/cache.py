@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from compressor.distributed import ALONE, Group
 from compressor.fingerprint import hash_of
 
 Key: TypeAlias = Mapping[str, object]
@@ -48,6 +49,7 @@ class Cache:
         note: Told of entries that are damaged or out of date.
         own: Whether the directory is this run's alone: then an entry made of other data or of
             another model is worth a note too, and not only one of another version.
+        group: Processes that make results together; the first one alone reads and writes.
     """
 
     def __init__(
@@ -57,7 +59,9 @@ class Cache:
         *,
         note: Callable[[str], None] = lambda message: None,
         own: bool = False,
+        group: Group = ALONE,
     ) -> None:
+        self._group = group
         self.directory = directory
         self._made_of = dict(made_of)
         self._note, self._own = note, own
@@ -88,7 +92,13 @@ class Cache:
             return {part: _owned(tensor) for part, tensor in make().items()}
 
         found: Tensors = self._entry(
-            name, ".safetensors", of, read=_read_tensors, make=clean, write=write
+            name,
+            ".safetensors",
+            of,
+            read=_read_tensors,
+            make=clean,
+            write=write,
+            give=self._group.given,
         )
         return found
 
@@ -100,7 +110,9 @@ class Cache:
             written = {"key": key, "digest": _text_digest(text), "value": made}
             path.write_text(json.dumps(written), encoding="utf-8")
 
-        return self._entry(name, ".json", of, read=_read_record, make=make, write=write)
+        return self._entry(
+            name, ".json", of, read=_read_record, make=make, write=write, give=self._group.told
+        )
 
     def _entry(
         self,
@@ -111,25 +123,34 @@ class Cache:
         read: Callable[[Path, str], Any],
         make: Callable[[], Any],
         write: Callable[[Any, Path, str], None],
+        give: Callable[[Any], Any],
     ) -> Any:
         key = json.dumps({**self._made_of, **of}, sort_keys=True)
         path = self.directory / f"{name}{SEPARATOR}{hash_of(key)}{suffix}"
+        if not self._group.leads:
+            found = give(None)
+            return make() if found is None else found
         with self._locked(path, name):
-            if path.exists():
-                try:
-                    found = read(path, key)
-                except (_DamagedError, OSError) as error:
-                    self._note(f"{path} is damaged ({error}); it is made again.")
-                else:
-                    return found
-            else:
-                self._tell_of_stale(name, suffix, key)
+            found = give(self._read(path, key, name, read))
+            if found is not None:
+                return found
             made = make()
             try:
                 _write_beside(path, lambda temporary: write(made, temporary, key))
             except (OSError, SafetensorError) as error:
                 self._tell_once("write", f"Cannot keep results in {self.directory}: {error}.")
             return made
+
+    def _read(self, path: Path, key: str, name: str, read: Callable[[Path, str], Any]) -> Any:
+        """Return what an entry holds, None where there is none that can be taken."""
+        if not path.exists():
+            self._tell_of_stale(name, path.suffix, key)
+            return None
+        try:
+            return read(path, key)
+        except (_DamagedError, OSError) as error:
+            self._note(f"{path} is damaged ({error}); it is made again.")
+            return None
 
     @contextlib.contextmanager
     def _locked(self, path: Path, name: str) -> Iterator[None]:

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from compressor.distributed import ALONE, Group
 from compressor.errors import ModelError
 
 Inputs: TypeAlias = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
@@ -32,10 +33,12 @@ class Forward:
         classes: Indices [C] of the logits to compare, where the data covers part of the model's
             classes; labels count positions in it. None compares all logits.
         device: Where inputs are moved before the call.
+        group: The processes that share passes over batches.
     """
 
     classes: Tensor | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    group: Group = ALONE
 
     def __call__(self, model: nn.Module, inputs: Inputs) -> Tensor:
         """Return the logits [B, C] of one batch.

@@ -17,7 +17,8 @@ from compressor.checkpoint.save import (
 )
 from compressor.checkpoint.storage import round_to_storage_
 from compressor.data import SPLITS, load_data
-from compressor.errors import DataError
+from compressor.distributed import current
+from compressor.errors import DataError, UsageError
 from compressor.evaluation.harness import parse_tasks, run_tasks
 from compressor.evaluation.loop import Evaluation, evaluate, score
 from compressor.evaluation.runtimes.runtime import RUNTIMES
@@ -89,7 +90,7 @@ def plan_model(
     grant_run(subject, method)  # what cannot be met is refused before anything is measured
     found = measure_run(loaded, method, seed, watch, progress)
     made = plan_run(found, subject, method, watch, progress)
-    if out is not None:
+    if out is not None and loaded.forward.group.leads:
         write_file(out, made.model_dump_json(indent=2) + "\n")
     kept = sum(layer.cost(made.ranks[name]) for name, layer in found.candidates.layers.items())
     dense = found.candidates.layer_parameters
@@ -134,7 +135,10 @@ def compress_model(
         CheckpointError: If the result cannot be written.
     """
     refuse_inputs(settings.out, _inputs(settings.model, settings.data, settings.plan))
-    done = finished_before(settings)
+    group = current()
+    done = finished_before(settings) if group.leads else None
+    if group.told(done is not None) and done is None:
+        done = finished_before(settings)
     if done is not None:
         progress.note(f"{settings.out} was finished before by this command; nothing is to be done.")
         return done
@@ -210,6 +214,8 @@ def _carry_out(
         speed=speed,
         watch=watch,
     )
+    if not loaded.forward.group.leads:
+        return report
     with watch.stage("save"):
         return save_result(compressed, report, made, settings)
 
@@ -336,8 +342,13 @@ def load_run(
             progress.note(note)
         labelled = load_data(data, found, seed=seed, splits=splits, progress=progress)
     device = default_device(found.module)
-    forward = Forward(classes=labelled.classes, device=device)
+    forward = Forward(classes=labelled.classes, device=device, group=current())
     if found.task != "classification":
+        if current().size > 1:
+            raise UsageError(
+                "Passes over models that predict tokens are not shared between processes yet. "
+                "Start the command without torchrun."
+            )
         forward = TokenForward(device=device)
     return Loaded(found, labelled, forward)
 

@@ -61,21 +61,22 @@ def kept_results(
     Raises:
         UsageError: If another process is at work on the same output.
     """
-    if settings.cache is not None:
-        made_of = run_key(loaded, settings.model, settings.data)
-        yield Cache(settings.cache, made_of, note=progress.note)
-        return
-    if not settings.resume:
+    group = loaded.forward.group
+    if settings.cache is None and not settings.resume:
         yield None
+        return
+    made_of = run_key(loaded, settings.model, settings.data)
+    if settings.cache is not None or not group.leads:
+        directory = settings.cache or resume_directory(settings.out)
+        yield Cache(directory, made_of, note=progress.note, group=group)
         return
     directory = resume_directory(settings.out)
     with alone(directory, settings.out):
         remove_leftovers(settings.out)
         if _results(directory):
             progress.note(f"Going on from the results in {directory}.")
-        made_of = run_key(loaded, settings.model, settings.data)
         try:
-            yield Cache(directory, made_of, note=progress.note, own=True)
+            yield Cache(directory, made_of, note=progress.note, own=True, group=group)
         except BaseException:
             if _results(directory):
                 progress.note(

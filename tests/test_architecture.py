@@ -21,7 +21,14 @@ FLOORS = (
         "autoregister",
         "jsonfile",
     ),
-    ("fingerprint", "cache", "sweep.schema", "batch.schema", "streaming.schema"),
+    (
+        "fingerprint",
+        "distributed",
+        "cache",
+        "sweep.schema",
+        "batch.schema",
+        "streaming.schema",
+    ),
     (
         "forward",
         "tokens",

@@ -110,7 +110,7 @@ def compress(
             progress=progress,
         )
 
-    require_met(run(work, settings, view=view_report).unmet)
+    require_met(run(work, settings, view=view_report, shared=True).unmet)
 
 
 def _stream(asked: StreamSettings, settings: RunSettings) -> None:

@@ -92,4 +92,4 @@ def measure(
             draw_measurement(report, plot)
         return report
 
-    run(work, settings, view=view_measurement)
+    run(work, settings, view=view_measurement, shared=True)

@@ -51,4 +51,4 @@ def plan(
             progress=progress,
         )
 
-    require_met(run(work, settings, view=view_plan).unmet)
+    require_met(run(work, settings, view=view_plan, shared=True).unmet)

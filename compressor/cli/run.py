@@ -38,6 +38,7 @@ def run(
     settings: RunSettings,
     *,
     view: Callable[[Result], RenderableType],
+    shared: bool = False,
 ) -> Result:
     """Do ``work``, print what it returns (a view for people, or JSON), and return it.
 
@@ -45,21 +46,36 @@ def run(
         work: Called with the progress to report to.
         settings: How the command talks.
         view: Turns the result into what a terminal shows.
+        shared: Whether several processes that torchrun started may do the work together.
     """
     # Read when torch is imported, which `work` does. Threads that spin while they wait slow each
     # other several times over as soon as another job shares the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with _libraries_quiet(), redirect_stdout(sys.stderr):
-        if settings.quiet:
+    with _libraries_quiet(), redirect_stdout(sys.stderr), _together(shared) as leads:
+        if settings.quiet or not leads:
             result = work(SILENT)
         else:
             with TerminalProgress() as progress:
                 result = work(progress)
+    if not leads:
+        return result
     if settings.as_json:
         sys.stdout.write(result.model_dump_json(indent=2) + "\n")
     else:
         show(view(result))
     return result
+
+
+@contextmanager
+def _together(shared: bool) -> Iterator[bool]:
+    """Join the processes that torchrun started; yield whether this one is to print."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        yield True  # torch is not imported for this
+        return
+    from compressor.distributed import started
+
+    with started(shared=shared) as group:
+        yield group.leads
 
 
 def require_met(unmet: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ backwards once, and the same hooks see the loss's gradient at each layer's outpu
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -107,12 +108,20 @@ def capture(
         watch.loss = loss_moments(model, candidates, watch.home)
     if gradients:
         watch.fisher = fisher_moments(model, batches, candidates, classes, forward)
-    generator = torch.Generator().manual_seed(seed)
-    logits_seen: list[Tensor] = []
+    generator, group = torch.Generator(), forward.group
+    logits_seen: list[Tensor | int] = []
     labels_seen: list[Tensor] = []
     with frozen(model), watch.attached():
-        for inputs, labels in progress.track(batches, description="measure", total=total):
+        steps = progress.track(batches, description="measure", total=total)
+        for index, (inputs, labels) in enumerate(steps):
             known = _checked_labels(labels, classes)
+            labels_seen.append(known.cpu())
+            if not group.takes(index):
+                watch.skip(len(known))
+                logits_seen.append(len(known))
+                continue
+            # Seeded by batch, so that draws do not depend on which process takes it.
+            generator.manual_seed(_seed_of(seed, index))
             watch.begin(inputs, known)
             with torch.set_grad_enabled(gradients or loss):
                 logits = forward(model, inputs)
@@ -123,12 +132,12 @@ def capture(
                 backward(logits, loss_gradient(logits, targets), watch)
             watch.end()
             logits_seen.append(logits.detach().float().cpu())
-            labels_seen.append(known.cpu())
     if not logits_seen:
         raise DataError("There is no calibration data: no batch was given.")
+    watch.join_(group)
     return Statistics(
         layers=watch.statistics(),
-        logits=torch.cat(logits_seen),
+        logits=group.rows(logits_seen),
         labels=torch.cat(labels_seen),
         pooled=watch.pooled(),
         clustered=clustered,
@@ -230,6 +239,12 @@ def backward(logits: Tensor, gradient: Tensor, watch: Watch) -> None:
     largest = float(gradient.abs().max())
     watch.gradient_scale = largest if largest > 0 else 1.0
     torch.autograd.backward(logits, (gradient / watch.gradient_scale).to(logits.dtype))
+
+
+def _seed_of(seed: int, index: int) -> int:
+    """Return a seed of its own for the batch number ``index``."""
+    digest = hashlib.sha256(f"{seed}/{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
 
 
 def _checked_labels(labels: Tensor | None, classes: int) -> Tensor:

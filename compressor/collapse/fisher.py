@@ -28,6 +28,7 @@ neither larger matrix is ever formed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -159,6 +160,28 @@ class FisherMoments:
             gradients,
             scale,
         )
+
+    def join_(self, sum_: Callable[[Tensor], None]) -> None:
+        """Become the sums of all processes together; each of them has to call it.
+
+        Args:
+            sum_: Replaces a tensor by its sum over the processes.
+        """
+        own = self._by_row
+        numbers = self._rows.new_tensor(
+            [self._energy, self._samples, own is not None, 0.0 if own is None else own.energy]
+        )
+        for tensor in (self._near, self._pulled, self._rows, numbers):
+            sum_(tensor)
+        self._energy, self._samples = float(numbers[0]), int(numbers[1])
+        if not int(numbers[2]):
+            return
+        if own is None:  # this process had no batch, another one had
+            zeros = torch.zeros_like(self._near)
+            own = RowFactors(zeros, zeros.clone(), 0.0)
+        for tensor in (own.near, own.pulled):
+            sum_(tensor)
+        self._by_row = replace(own, energy=float(numbers[3]))
 
     def result(self) -> KroneckerFisher:
         """Return the means over all samples."""

@@ -12,6 +12,7 @@ centred: both as in the papers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -72,6 +73,17 @@ class LossMoments:
         self._mean.add_(mean.to(self._home).double(), alpha=scale)
         self._rows.add_(squares.to(self._home).double().clamp_min(0), alpha=scale * scale)
         self._samples += samples
+
+    def join_(self, sum_: Callable[[Tensor], None]) -> None:
+        """Become the sums of all processes together; each of them has to call it.
+
+        Args:
+            sum_: Replaces a tensor by its sum over the processes.
+        """
+        samples = self._rows.new_tensor([self._samples])
+        for tensor in (self._mean, self._rows, samples):
+            sum_(tensor)
+        self._samples = int(samples)
 
     def result(self) -> LossGradient:
         """Return the means over all samples."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -121,6 +123,27 @@ class ClassMoments:
         if merged.within is not None and other.within is not None:
             merged.within.add_(other.within).addmm_(between.T, between)
         return merged
+
+    def join_(self, sum_: Callable[[Tensor], None]) -> None:
+        """Become the moments of all processes' rows together; each of them has to call it.
+
+        By the parallel axis theorem: a process's scatter about its own class means, plus that of
+        these means about the common ones, adds up over processes (Chan et al., eq. 2.1).
+
+        Args:
+            sum_: Replaces a tensor by its sum over the processes.
+        """
+        counts, sums = self.counts.clone(), self.counts[:, None] * self.means
+        sum_(counts)
+        sum_(sums)
+        means = sums / counts.where(counts > 0, 1.0)[:, None]
+        away = self.counts.sqrt()[:, None] * (self.means - means)  # (C, D), zero where none is seen
+        self.traces += away.square().sum(1)
+        sum_(self.traces)
+        if self.within is not None:
+            self.within.addmm_(away.T, away)
+            sum_(self.within)
+        self.counts, self.means = counts, means
 
     def first(self, classes: int) -> ClassMoments:
         """Return the moments of the first ``classes`` classes alone.

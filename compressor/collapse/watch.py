@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from compressor.collapse.fisher import FisherMoments, KroneckerFisher
 from compressor.collapse.loss import LossGradient, LossMoments
 from compressor.collapse.moments import ClassMoments
+from compressor.distributed import ALONE, Group
 from compressor.errors import LayerError
 from compressor.forward import Inputs, token_mask
 from compressor.layers.candidates import Candidate, Candidates
@@ -117,7 +118,7 @@ class Watch:
             group: torch.zeros(moments.means.shape[1], dtype=torch.float64, device=self.home)
             for group, moments in self._groups.items()
         }
-        self._pooled: dict[str, list[Tensor]] = {group: [] for group in self._groups}
+        self._pooled: dict[str, list[Tensor | int]] = {group: [] for group in self._groups}
         self._pooling: dict[str, tuple[Tensor, Tensor]] = {}
         self._labels = torch.empty(0)
         self._mask: Tensor | None = None
@@ -151,6 +152,26 @@ class Watch:
             self._pooled[group].append((total / count.clamp_min(1)[:, None]).float().cpu())
         self._pooling = {}
 
+    def skip(self, samples: int) -> None:
+        """Leave a batch of so many samples to another process."""
+        for parts in self._pooled.values():
+            parts.append(samples)
+
+    def join_(self, group: Group) -> None:
+        """Put together what all processes have gathered; each of them has to call it."""
+        if group.size == 1:
+            return
+        for moments in (*self._groups.values(), *self._outputs.values()):
+            moments.join_(group.sum_)
+        for tensor in (*self._magnitudes.values(), *self._counts.values()):
+            group.sum_(tensor)
+        for name in self._outputs:
+            sought = self._sought(name)
+            if sought is not None:
+                sought.join_(group.sum_)
+        if self._rest is None:
+            self._pooled = {name: [group.rows(parts)] for name, parts in self._pooled.items()}
+
     def statistics(self) -> dict[str, LayerStatistics]:
         """Return what was gathered, by layer."""
         return {
@@ -170,7 +191,7 @@ class Watch:
 
     def pooled(self) -> dict[str, Tensor]:
         """Return the mean row of each sample by group."""
-        return {group: torch.cat(parts) for group, parts in self._pooled.items() if parts}
+        return {group: ALONE.rows(parts) for group, parts in self._pooled.items() if parts}
 
     def _sought(self, name: str) -> FisherMoments | LossMoments | None:
         return self.fisher.get(name) or self.loss.get(name)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from compressor.errors import DataError, ModelError
 from compressor.evaluation.metrics.metric import Predictions, predictions
 from compressor.evaluation.tokens import TokenLogits, TokenScores
-from compressor.forward import Batch, Batches, Forward
+from compressor.forward import Batch, Batches, Forward, batch_length
 from compressor.progress import SILENT, Progress
 from compressor.tokens import TokenForward, forward_for
 
@@ -100,16 +100,19 @@ def evaluate(
         with _eval_mode(model), torch.no_grad():
             return _evaluate_tokens(model, steps, forward, dense_logits)
     assert not isinstance(dense_logits, TokenLogits)
-    logits: list[Tensor] = []
+    logits: list[Tensor | int] = []
     labels: list[Tensor | None] = []
+    group = forward.group
     with _eval_mode(model), torch.inference_mode():
-        for inputs, targets in progress.track(batches, description=description, total=total):
-            logits.append(forward(model, inputs).float().cpu())
+        steps = progress.track(batches, description=description, total=total)
+        for index, (inputs, targets) in enumerate(steps):
+            mine = group.takes(index)
+            logits.append(forward(model, inputs).float().cpu() if mine else batch_length(inputs))
             labels.append(None if targets is None else targets.cpu())
-    if not any(map(len, logits)):
+    if not any(part if isinstance(part, int) else len(part) for part in logits):
         raise DataError("There is nothing to evaluate on: no batch holds a sample.")
     # Joined outside of inference mode: the logits are ordinary tensors from here on.
-    return score(torch.cat(logits), _joined(labels), dense_logits=dense_logits)
+    return score(group.rows(logits), _joined(labels), dense_logits=dense_logits)
 
 
 def score(

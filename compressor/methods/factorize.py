@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from compressor.cache import Cache, Tensors
 from compressor.collapse.spill import SpillDirectory, SpilledLayers
 from compressor.collapse.watch import LayerStatistics
+from compressor.distributed import ALONE, Group, shares
 from compressor.errors import LayerError
 from compressor.layers.candidates import Candidate, specs_of
 from compressor.layers.kinds import LAYER_KINDS
@@ -32,6 +33,7 @@ class Decompositions:
         layers: Its candidates by name.
         statistics: Statistics by layer name; layers without any are truncated in the identity.
         cache: Where they are kept beyond this run; its keys name the model and the statistics.
+        group: Processes that share the work; each decomposes some of the layers.
     """
 
     def __init__(
@@ -40,8 +42,9 @@ class Decompositions:
         layers: Mapping[str, Candidate],
         statistics: Mapping[str, LayerStatistics],
         cache: Cache | None = None,
+        group: Group = ALONE,
     ) -> None:
-        self._cache = cache
+        self._cache, self._group = cache, group
         self._modules = dict(model.named_modules())
         self._layers = layers
         self._statistics = statistics
@@ -58,8 +61,30 @@ class Decompositions:
             return self._spilled(name, recipe, self._statistics.spill)
         key = (name, recipe.metric, recipe.alpha)
         if key not in self._kept:
-            self._kept[key] = self._found(name, recipe)
+            if self._group.size > 1:
+                self._share(recipe)
+            else:
+                self._kept[key] = self._found(name, recipe)
         return self._kept[key]
+
+    def _share(self, recipe: Recipe) -> None:
+        """Decompose this process's share of the layers, and give and take the rest."""
+        costs = [layer.full_rank**2 * sum(layer.shape) for layer in self._layers.values()]
+        owners = dict(zip(self._layers, shares(costs, self._group.size), strict=True))
+        mine = {
+            name: self._made(name, recipe)
+            for name, owner in owners.items()
+            if owner == self._group.rank
+        }
+        for name, owner in owners.items():
+            state = _state_of(mine[name]) if name in mine else None
+            if state is not None:
+                state = {part: tensor.cpu().contiguous() for part, tensor in state.items()}
+            state = self._group.given(state, by=owner)
+            assert state is not None
+            self._kept[name, recipe.metric, recipe.alpha] = _truncation_of(
+                state, self._weight(name).device
+            )
 
     def _spilled(self, name: str, recipe: Recipe, spill: SpillDirectory) -> Truncation:
         """Return a decomposition that is kept on disk, as the statistics are."""

@@ -82,7 +82,9 @@ class Measurement:
     @cached_property
     def decompositions(self) -> Decompositions:
         """Decompositions of the layers, shared by every recipe that uses the same metrics."""
-        return Decompositions(self.model, self.candidates.layers, self.layers, self.cache)
+        return Decompositions(
+            self.model, self.candidates.layers, self.layers, self.cache, self.forward.group
+        )
 
     @property
     def layers(self) -> Mapping[str, LayerStatistics]:
