@@ -44,7 +44,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with sibling(path) as temporary:
-            written = temporary / "written"
+            written = temporary / path.name  # writers and readers go by its suffix
             yield written
             if written.is_dir():
                 flush(written)
