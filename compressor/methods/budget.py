@@ -58,9 +58,9 @@ class BudgetKind(Protocol):
 
     @property
     def units(self) -> Mapping[str, float]:
-        """Return what each unit of an amount is worth; empty where only shares are granted.
+        """Return what each unit of an amount is worth; none where only shares are granted.
 
-        The empty unit lets an amount above 1 stand alone.
+        Where shares are granted too, an amount never goes without a unit: 50 may have meant 50 %.
         """
         ...
 
@@ -111,14 +111,14 @@ def parse_budget(text: str) -> Budget:
     number, unit, at = float(match[1]), match[2], match[3]
     budget = _amount(text, member, number, unit)
     if budget.amount <= 0 and member.shares:
-        raise UsageError(_impossible_share(text, 0.0))
+        raise UsageError(_impossible_share(text, 0.0, member))
     budget = replace(budget, at=at)
     member.check(budget)
     return budget
 
 
 def _amount(text: str, member: BudgetKind, number: float, unit: str) -> Budget:
-    if unit in member.units and not (unit == "" and member.shares and number <= 1):
+    if unit in member.units:
         return Budget(member.name, number * member.units[unit], relative=False)
     if not member.shares or unit not in ("", "%"):
         units = ", ".join(unit for unit in member.units if unit) or "%"
@@ -128,7 +128,7 @@ def _amount(text: str, member: BudgetKind, number: float, unit: str) -> Budget:
         )
     share = number / (100 if unit else 1)
     if not 0 < share <= 1:
-        raise UsageError(_impossible_share(text, share))
+        raise UsageError(_impossible_share(text, share, member))
     return Budget(member.name, share)
 
 
@@ -139,10 +139,12 @@ def _unreadable(text: str) -> str:
     )
 
 
-def _impossible_share(text: str, share: float) -> str:
+def _impossible_share(text: str, share: float, member: BudgetKind) -> str:
+    amount = f" An amount has a unit: {member.examples[-1]}." if member.units else ""
     return (
         f"The budget {text!r} grants {share:.4g} of the dense model; expected more than 0 and "
         "at most 100 %. A share without a percent sign is a fraction: write 50% or 0.5."
+        f"{amount}"
     )
 
 

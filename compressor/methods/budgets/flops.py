@@ -27,7 +27,7 @@ class Flops(CountedKind):
         return constraint_of(budget, costs, fixed=float(fixed))
 
 
-UNITS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+UNITS = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 BUDGETS.register("flops")(
     Flops("flops", ("flops=50%", "flops=300M"), {**UNITS, "MFLOPs": 1e6, "GFLOPs": 1e9})

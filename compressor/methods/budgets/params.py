@@ -25,6 +25,6 @@ class Params(CountedKind):
         return replace(made, limit=float(math.floor(made.limit + 1e-9)))
 
 
-UNITS = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
+UNITS = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9}
 
 BUDGETS.register("params")(Params("params", ("params=80%", "params=20M"), UNITS))

@@ -54,11 +54,10 @@ class Size(CountedKind):
 
 
 UNITS = {
-    "": 1.0,
     "B": 1.0,
     **{f"{prefix}B": 1000.0**power for power, prefix in enumerate("kMGT", 1)},
     "KB": 1000.0,
     **{f"{prefix}iB": 1024.0**power for power, prefix in enumerate("KMGT", 1)},
 }
 
-BUDGETS.register("size")(Size("size", ("size=40MB", "size=50%"), UNITS))
+BUDGETS.register("size")(Size("size", ("size=50%", "size=40MB"), UNITS))
