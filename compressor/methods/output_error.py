@@ -3,7 +3,8 @@
 What a module really computes has to agree with its factors; and its error with what the truncation
 was to cost, on the same rows and by the statistics that its rank was chosen by. Where it does not,
 something is wrong that no accuracy on a test set need show: factors in the wrong layout, a value
-that overflowed, or statistics of other inputs than the layer is called on.
+that overflowed, or statistics of other inputs than the layer is called on. A refitted layer is
+held to the statistics alone: it answers to the inputs that the compressed network gives it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from compressor.collapse.watch import LayerStatistics
 from compressor.errors import LayerError
 from compressor.forward import Inputs, batch_length, token_mask
 from compressor.layers.candidates import Candidate
-from compressor.layers.kinds import LAYER_KINDS
+from compressor.layers.kinds import LAYER_KINDS, LayerKind
 from compressor.layers.lowrank import lowrank_layers
 from compressor.methods.decompose import weighted_error
 from compressor.methods.factorize import corrected_bias
@@ -91,7 +92,9 @@ def check_output_errors(
                 f"{_share(error.deviation, error.energy)} of the energy. Exclude it (--exclude "
                 f"{name}), and please report this.",
             )
-        predictions = {"by its truncation": error.planned}
+        predictions = {}
+        if recipe.refit is None:  # a refit gives up agreement on the dense model's inputs
+            predictions["by its truncation"] = error.planned
         statistics = measurement.layers.get(name)
         if statistics is not None:
             predictions["by its statistics"] = error.rows * predicted_error(
@@ -222,9 +225,8 @@ def _hook(
         expected = kind.output_rows(module, output.detach(), samples).float()
         actual = kind.output_rows(module, lowrank(inputs), samples).float()
         made, wanted = factors(rows), planned()(rows).to(expected)
-        mask = token_mask(batch[0])
-        if mask is not None and mask.shape == rows.shape[:2]:
-            keep = mask.to(rows.device) != 0
+        keep = _kept(kind, module, rows, token_mask(batch[0]))
+        if keep is not None:
             expected, actual, made, wanted = (
                 part[keep] for part in (expected, actual, made, wanted)
             )
@@ -243,6 +245,19 @@ def _hook(
         error.rows += expected[..., 0].numel()
 
     return hook
+
+
+def _kept(kind: LayerKind, module: nn.Module, rows: Tensor, mask: Tensor | None) -> Tensor | None:
+    """Return which rows [samples, P] count: no padding, and the tokens that reached the layer."""
+    keep = None
+    if mask is not None and mask.shape == rows.shape[:2]:
+        keep = mask.to(rows.device) != 0
+    places = kind.reached(module)
+    if places is None:
+        return keep
+    reached = torch.zeros(rows.shape[:2], dtype=torch.bool, device=rows.device)
+    reached.view(-1)[places] = True
+    return reached if keep is None else reached & keep
 
 
 def _energy(rows: Tensor) -> float:
