@@ -10,7 +10,7 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file
 
-from compressor.errors import BudgetError, UsageError
+from compressor.errors import DataError, UsageError
 from compressor.pipeline import compress_model
 from compressor.progress import SILENT, Silent
 from compressor.resume import resume_directory
@@ -18,17 +18,17 @@ from compressor.settings import CompressSettings, DataSettings, MethodSettings, 
 
 
 class Stopping(Silent):
-    """Interrupts the first step whose description is given, after so many items."""
+    """Ends the first step whose description is given, after so many items: as ^C, or as told."""
 
-    def __init__(self, description=None, after=0):
-        self.description, self.after = description, after
+    def __init__(self, description=None, after=0, error=KeyboardInterrupt):
+        self.description, self.after, self.error = description, after, error
         self.steps, self.notes = [], []
 
     def track(self, items, *, description, total):
         self.steps.append(description)
         for index, item in enumerate(items):
             if description == self.description and index == self.after:
-                raise KeyboardInterrupt
+                raise self.error
             yield item
 
     def note(self, message):
@@ -164,8 +164,8 @@ def test_a_command_that_was_finished_gives_its_report_again(settings):
 
 
 def test_an_error_keeps_the_results_and_says_where(settings):
-    run, progress = settings(budget="layers=0.01%"), Stopping()
-    with pytest.raises(BudgetError):
+    run, progress = settings(), Stopping("evaluate dense", error=DataError("the disk went away"))
+    with pytest.raises(DataError):
         compress_model(run, progress=progress)
     directory = resume_directory(run.out)
     assert any(str(directory) in note for note in progress.notes)
@@ -177,7 +177,7 @@ def test_the_cache_holds_nothing_that_runs_code(settings, tmp_path):
     compress_model(run, progress=SILENT)
     for path in run.cache.iterdir():
         if path.suffix == ".json":
-            assert json.loads(path.read_text())["value"]["kl"] >= 0
+            assert "value" in json.loads(path.read_text())
         elif path.suffix == ".safetensors":
             assert all(isinstance(t, torch.Tensor) for t in load_file(path).values())
         else:

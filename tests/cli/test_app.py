@@ -29,7 +29,7 @@ def test_version_goes_to_stdout(capsys):
 @pytest.mark.parametrize(
     ("words", "nearest"),
     [
-        (["compres"], "'compress'"),
+        (["compres"], "'compress', 'compare'"),
         (["evalute", "net"], "'evaluate'"),
         (["compress", "net", "--dta", "d"], "--data"),
         (["inspect", "net", "--exlude", "a"], "--exclude"),
@@ -115,10 +115,10 @@ def test_without_a_command_the_help_is_shown(capsys):
 
 def test_python_dash_m_runs_the_same_program():
     done = subprocess.run(
-        [sys.executable, "-m", "compressor", "compres"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "compressor", "inspct"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert "Did you mean 'compress'?" in done.stderr
+    assert "Did you mean 'inspect'?" in done.stderr
 
 
 def test_shell_completion_offers_the_commands():
