@@ -20,6 +20,8 @@ from compressor.layers.kinds import kind_of
 from compressor.layers.lowrank import lowrank_layers
 from compressor.layers.surgery import fuse, fused_modules, unfuse
 from compressor.layers.unfusing import unfused
+from compressor.methods.output_error import output_errors
+from compressor.methods.recipe import Recipe
 from tests.contract.architectures import ARCHITECTURES, build
 
 
@@ -313,3 +315,18 @@ def test_shared_modules_stay_shared() -> None:
     fuse(model)
     assert model["first"] is model["second"]
     assert type(model["first"]) is nn.MultiheadAttention
+
+
+def test_an_expert_that_the_first_samples_do_not_reach_is_not_refused() -> None:
+    entry = ARCHITECTURES["transformers-qwen2-moe"]
+    model = entry.wrap(build("transformers-qwen2-moe"))
+    batches = [(entry.inputs(n), torch.arange(n) % 3) for n in (4, 5, 6, 7)]
+    found = compressor.measure(model, batches, selection=[batches[0]], method="svd")
+    with torch.no_grad():
+        found.model.inner.model.layers[0].mlp.gate.weight.zero_()  # ties: two experts are idle
+    small = compressor.factorize(model, compressor.plan(found, "layers=60%", method="svd"))
+    checked = output_errors(found, small, Recipe(metric="identity"))
+    factorized = lowrank_layers(small)
+    missing = {name for name in factorized if name not in checked}
+    assert missing
+    assert all(".experts." in name for name in missing)
