@@ -261,7 +261,7 @@ def test_sigterm_finishes_what_is_being_written_and_marks_the_rest(batch, driven
     time.sleep(0.3)
     assert GRACE + 2 * NOTICE < 10  # what it waits for at most; how fast it runs is no test's
     running.send_signal(signal.SIGTERM)
-    out, log = running.communicate(timeout=60)
+    out, log = running.communicate(timeout=300)
     assert running.returncode == 128 + signal.SIGTERM
     expected = {
         "save": "done",
