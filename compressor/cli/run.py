@@ -21,7 +21,16 @@ from compressor.progress import SILENT, Progress
 
 Result = TypeVar("Result", bound=BaseModel)
 
-_LIBRARIES = ("timm", "transformers", "datasets", "huggingface_hub", "torch", "PIL", "accelerate")
+_LIBRARIES = (
+    "timm",
+    "transformers",
+    "datasets",
+    "huggingface_hub",
+    "torch",
+    "torch.utils._pytree",  # torchao makes it warn as soon as transformers finds it installed
+    "PIL",
+    "accelerate",
+)
 _LIBRARY_SETTINGS = {
     "TRANSFORMERS_VERBOSITY": "error",
     "DATASETS_VERBOSITY": "error",
