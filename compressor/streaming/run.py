@@ -38,6 +38,7 @@ from compressor.settings import StreamSettings
 from compressor.stages import PROBE_SAMPLES, PROBE_TOKENS, candidates_of, plan
 from compressor.stopwatch import Stopwatch
 from compressor.streaming.measurement import Passing, StreamedMeasurement
+from compressor.streaming.memory import return_freed_memory
 from compressor.streaming.output import growing, shard_name, write_index, write_shard
 from compressor.streaming.schema import StreamedLayer, StreamReport
 from compressor.streaming.units import Unit, Units
@@ -84,6 +85,7 @@ def stream_model(settings: StreamSettings, *, progress: Progress) -> StreamRepor
     refuse_existing(settings.out, overwrite=settings.overwrite)
     given = None if settings.plan is None else read_plan(settings.plan)
     _refuse_methods(settings, given)
+    return_freed_memory()
     watch = Stopwatch()
     with watch.stage("load"):
         checkpoint = _open(settings)

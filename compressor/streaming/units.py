@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -73,6 +74,7 @@ class Units:
         if self._filled is not None and self._filled[0] == unit.name:
             return self._filled[1]
         self._filled = None
+        gc.collect()  # modules refer to each other in circles
         shell = structural_copy(self._dense)
         modules = dict(shell.named_modules())
         for name, tensor in self._weights.read(unit.tensors).items():
