@@ -257,12 +257,14 @@ class Watch:
         made = None
         if isinstance(moments, FisherMoments) and moments.takes_outputs and not kind.lookup:
             made = output.detach().clone()
+        # The hook must not hold the output that it hangs on: such a circle is never freed.
+        looked_up = output.detach() if kind.lookup else None
         self._followed[layer.name] += 1
 
         def gradient_hook(gradient: Tensor) -> None:
             met = self._met.setdefault(layer.name, [])
-            if kind.lookup:
-                met.append(self._looked_up(kind, module, held, gradient, output.detach()))
+            if looked_up is not None:
+                met.append(self._looked_up(kind, module, held, gradient, looked_up))
             else:
                 rows = kind.all_rows(module, held, samples)
                 keep = self._keep(rows, kind.reached(module))
