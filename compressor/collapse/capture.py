@@ -121,7 +121,7 @@ def capture(
                 logits_seen.append(len(known))
                 continue
             # Seeded by batch, so that draws do not depend on which process takes it.
-            generator.manual_seed(_seed_of(seed, index))
+            generator.manual_seed(batch_seed(seed, index))
             watch.begin(inputs, known)
             with torch.set_grad_enabled(gradients or loss):
                 logits = forward(model, inputs)
@@ -241,7 +241,7 @@ def backward(logits: Tensor, gradient: Tensor, watch: Watch) -> None:
     torch.autograd.backward(logits, (gradient / watch.gradient_scale).to(logits.dtype))
 
 
-def _seed_of(seed: int, index: int) -> int:
+def batch_seed(seed: int, index: int) -> int:
     """Return a seed of its own for the batch number ``index``."""
     digest = hashlib.sha256(f"{seed}/{index}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1

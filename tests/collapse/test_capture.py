@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
 
-from compressor.collapse.capture import TEMPERATURE, capture, random_signs_
+from compressor.collapse.capture import TEMPERATURE, batch_seed, capture, random_signs_
 from compressor.errors import DataError, LayerError
 from compressor.forward import Forward
 from compressor.layers.candidates import find_candidates
@@ -85,9 +88,10 @@ def sample_gradients(model, name, batches, seed):
 
     The weights are differentiated as they stand, one sample at a time; inputs are not centred.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator()
     found = []
-    for x, _ in batches:
+    for number, (x, _) in enumerate(batches):
+        generator.manual_seed(batch_seed(seed, number))
         with torch.no_grad():
             logits = model(x)
         p = (logits.float() / TEMPERATURE).softmax(1)
@@ -138,6 +142,21 @@ def test_statistics_are_of_what_the_layers_saw(body):
     with torch.no_grad():
         logits = torch.cat([model(x) for x, _ in batches])
     torch.testing.assert_close(found.logits, logits.float())
+
+
+@pytest.mark.parametrize("asked", ["gradients", "loss"])
+def test_activations_of_a_batch_are_freed(asked):
+    seen = []
+
+    def body(model, x):
+        x = model.second(model.first(x).relu())
+        seen.append(weakref.ref(x))
+        return x
+
+    run(model_of(body, first=linear(), second=linear()), batches_of(), **{asked: True})
+    gc.collect()
+    assert len(seen) > 2
+    assert not any(output() is not None for output in seen)
 
 
 def test_input_written_in_place_afterwards_does_no_harm():
