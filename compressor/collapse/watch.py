@@ -214,7 +214,7 @@ class Watch:
                     kept = _kept(rows, keep).to(self.home)
                     self._groups[group].update(kept, labels)
                 if self._means_only:
-                    if not bool(torch.isfinite(out.sum())):
+                    if not bool(torch.isfinite(out).all()):
                         raise ValueError("its output rows hold NaN or Inf")
                     return None
                 if leads:
