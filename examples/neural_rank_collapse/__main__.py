@@ -54,20 +54,23 @@ def cells(*, full: bool, seed: int) -> list[Cell]:
 def run(cell: Cell, images: Images, effort: Effort) -> list[Row]:
     """Train one cell and measure its snapshots."""
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)  # dying weights would slow a CPU down a hundred times
     start = time.process_time()
     decay = None if cell.optimizer == "adamw" else cell.decay
-    return [
-        Row(
-            images.name,
-            cell,
-            effort,
-            stage,
-            time.process_time() - start,
-            measured(network, images, decay),
-        )
-        for stage, network in train(cell, images, effort)
-    ]
+    torch.set_flush_denormal(True)  # dying weights would slow a CPU down a hundred times
+    try:
+        return [
+            Row(
+                images.name,
+                cell,
+                effort,
+                stage,
+                time.process_time() - start,
+                measured(network, images, decay),
+            )
+            for stage, network in train(cell, images, effort)
+        ]
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def results(
