@@ -33,7 +33,7 @@ benchmark: $(VENV)/.installed
 
 # At least 100,000 mutated inputs to whatever reads a file: `make fuzz FUZZ="--seconds 120"`.
 fuzz: $(VENV)/.installed-dev
-	$(BIN)/python -m fuzz.run $(FUZZ)
+	$(BIN)/python -m tests.fuzz.run $(FUZZ)
 
 # Random kills and faults while it compresses, and at every step of saving.
 faults: $(VENV)/.installed

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fuzz import run
-from fuzz.targets import CHEAP, TARGETS, attempt
+from tests.fuzz import run
+from tests.fuzz.targets import CHEAP, TARGETS, attempt
 
 SEEDS = {
     name: [path.read_bytes() for path in sorted((run.CORPUS / name).iterdir())] for name in TARGETS

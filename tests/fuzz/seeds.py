@@ -1,6 +1,6 @@
 """Make the corpus: one small, valid file of each kind, from models built here.
 
-python -m fuzz.seeds
+python -m tests.fuzz.seeds
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Fuzz one target guided by coverage, with atheris (pip install 'compressor[fuzz]').
 
-    python -m fuzz.coverage safetensors -max_total_time=60
+    python -m tests.fuzz.coverage safetensors -max_total_time=60
 
 Options after the target are libFuzzer's. Inputs that reach new code are added to the corpus given.
 """
@@ -13,14 +13,16 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["compressor", "safetensors", "json"]):
-    from fuzz.targets import TARGETS, attempt
+    from tests.fuzz.targets import TARGETS, attempt
 
 
 def main() -> None:
     """Run libFuzzer on the target that is named first."""
     if len(sys.argv) < 2 or sys.argv[1] not in TARGETS:
         listed = ", ".join(TARGETS)
-        raise SystemExit(f"usage: python -m fuzz.coverage TARGET [OPTIONS]\ntargets: {listed}")
+        raise SystemExit(
+            f"usage: python -m tests.fuzz.coverage TARGET [OPTIONS]\ntargets: {listed}"
+        )
     name = sys.argv.pop(1)
     target = TARGETS[name]
     corpus = Path(__file__).parent / "corpus" / name

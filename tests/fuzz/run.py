@@ -1,11 +1,11 @@
 """Give mutated inputs to every target, and report what is no orderly refusal.
 
-    python -m fuzz.run                                # 120,000 inputs
-    python -m fuzz.run --seconds 120 --target plan    # one target, two minutes
+    python -m tests.fuzz.run                                # 120,000 inputs
+    python -m tests.fuzz.run --seconds 120 --target plan    # one target, two minutes
 
 An input fails its target if anything but CompressorError comes out, if it takes more than ten
 seconds of CPU time or two minutes in all, or if the process would grow by more than two GiB.
-Failing inputs are kept in fuzz/crashes.
+Failing inputs are kept in tests/fuzz/crashes.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from collections import Counter
 from pathlib import Path
 from types import FrameType
 
-from fuzz.mutations import mutated
-from fuzz.targets import CHEAP, FOLDER, TABLES, TARGETS, Target, attempt
+from tests.fuzz.mutations import mutated
+from tests.fuzz.targets import CHEAP, FOLDER, TABLES, TARGETS, Target, attempt
 
 CORPUS = Path(__file__).parent / "corpus"
 CRASHES = Path(__file__).parent / "crashes"
