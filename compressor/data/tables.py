@@ -107,6 +107,7 @@ def _load(files: list[Path]) -> Any:
     """Return the `datasets.Dataset` of files of one form."""
     import datasets
 
+    _refuse_packed(files)
     builder = _BUILDERS[files[0].suffix.lower()]
     options = _csv_options(files[0]) if builder == "csv" else {}
     try:
@@ -131,6 +132,19 @@ def _load(files: list[Path]) -> Any:
                 f"HF_DATASETS_CACHE to a directory that can be written, with room in it."
             ) from error
         raise DataError(f"{names} cannot be read as {builder}: {_first_line(cause)}") from error
+
+
+def _refuse_packed(files: list[Path]) -> None:
+    """Refuse what `datasets` would unpack: it judges by the first bytes, whatever the name says."""
+    from datasets.utils.extract import Extractor
+
+    for file in files:
+        form = Extractor.infer_extractor_format(file)
+        if form is not None:
+            raise DataError(
+                f"{file} begins like {form}, an archive or a compressed file, not like a table. "
+                "Unpack it, and name what it holds."
+            )
 
 
 def _csv_options(file: Path) -> dict[str, Any]:

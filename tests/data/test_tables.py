@@ -1,3 +1,4 @@
+import gzip
 import json
 
 import pytest
@@ -112,6 +113,17 @@ def test_a_damaged_table_is_named(tmp_path, name, content, message):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(DataError, match=message):
+        read(path)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_what_is_packed_is_not_unpacked(tmp_path, suffix):
+    path = tmp_path / f"data.{suffix}"
+    path.write_bytes(gzip.compress(b'{"text": "a", "label": 0}\n'))
+    with pytest.raises(DataError, match=r"begins like gzip.*Unpack it"):
+        read(path)
+    path.write_bytes(b"PK\x03\x04 and no archive after all")
+    with pytest.raises(DataError, match=r"begins like zip.*Unpack it"):
         read(path)
 
 
