@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compressor.pipeline import load_run, measure_run
+from compressor.pipeline.steps import load_run, measure_run
 from compressor.progress import SILENT
 from compressor.settings import DataSettings, MethodSettings, ModelSettings
 from compressor.stages import factorize, plan

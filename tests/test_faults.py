@@ -221,7 +221,7 @@ def test_memory_that_runs_out_is_said_so(error, monkeypatch, trained_cnn, tmp_pa
     def full(*_args, **_kwargs):
         raise error
 
-    monkeypatch.setattr("compressor.pipeline.load_model", full)
+    monkeypatch.setattr("compressor.pipeline.steps.load_model", full)
     assert compressing(trained_cnn, tmp_path / "out") == 1
     assert "error: out of memory" in capsys.readouterr().err
     assert names(tmp_path) == []

@@ -9,11 +9,10 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 import compressor
-from compressor.comparing import measure_model
 from compressor.data import load_data
 from compressor.methods.method import METHODS
 from compressor.models import load_model
-from compressor.pipeline import compress_model, evaluate_model, inspect_model
+from compressor.pipeline import compress_model, evaluate_model, inspect_model, measure_model
 from compressor.progress import SILENT
 from compressor.settings import CompressSettings, DataSettings, MethodSettings, ModelSettings
 from compressor.tokens import Head, TokenForward

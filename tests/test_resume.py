@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 
 from compressor.errors import DataError, UsageError
 from compressor.pipeline import compress_model
+from compressor.pipeline.resume import resume_directory
 from compressor.progress import SILENT, Silent
-from compressor.resume import resume_directory
 from compressor.settings import CompressSettings, DataSettings, MethodSettings, ModelSettings
 
 
@@ -39,7 +39,7 @@ class Stopping(Silent):
 def _no_page():
     """Leave out the drawings of the page, which take most of a small run's time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("compressor.result.report_page", lambda report: "")
+        patch.setattr("compressor.pipeline.result.report_page", lambda report: "")
         yield
 
 

@@ -56,7 +56,7 @@ def compare(
 
     def work(progress: Progress) -> ComparisonReport:
         from compressor.checkpoint.save import write_file
-        from compressor.comparing import compare_models
+        from compressor.pipeline import compare_models
         from compressor.report.collapse_plots import draw_comparison
         from compressor.report.measured import comparison_csv
 

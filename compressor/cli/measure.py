@@ -74,7 +74,7 @@ def measure(
 
     def work(progress: Progress) -> MeasurementReport:
         from compressor.checkpoint.save import write_file
-        from compressor.comparing import measure_model
+        from compressor.pipeline import measure_model
         from compressor.report.collapse_plots import draw_measurement
         from compressor.report.measured import measurement_csv
 

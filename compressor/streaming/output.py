@@ -22,8 +22,8 @@ from compressor.checkpoint.whole import (
     written_whole,
 )
 from compressor.errors import CheckpointError
+from compressor.pipeline.resume import alone, resume_directory
 from compressor.progress import Progress
-from compressor.resume import alone, resume_directory
 
 INDEX = "model.safetensors.index.json"
 

@@ -21,8 +21,7 @@ from compressor.methods.measurement import Measurement
 from compressor.methods.method import METHODS
 from compressor.methods.sharing import label
 from compressor.methods.subject import Subject
-from compressor.pipeline import (
-    Stopwatch,
+from compressor.pipeline.steps import (
     evaluate_run,
     grant_run,
     load_run,
@@ -36,6 +35,7 @@ from compressor.schema import ModelFigures
 from compressor.settings import SweepSettings
 from compressor.speed import speed_figures
 from compressor.stages import factorize
+from compressor.stopwatch import Stopwatch
 from compressor.sweep.journal import FILE, Entry, Journal
 from compressor.sweep.ladder import ladder
 from compressor.sweep.landmarks import knee, smallest_within

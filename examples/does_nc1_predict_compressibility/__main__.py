@@ -23,7 +23,7 @@ from compressor.cli.progress import TerminalProgress
 from compressor.errors import CompressorError
 from compressor.figures import versions
 from compressor.methods.measurement import Measurement
-from compressor.pipeline import evaluate_run, load_run, measure_run
+from compressor.pipeline.steps import evaluate_run, load_run, measure_run
 from compressor.progress import Progress
 from compressor.settings import MethodSettings
 from compressor.stopwatch import Stopwatch

@@ -494,7 +494,7 @@ def test_an_output_that_exists(place, refused):
 
 
 def test_an_output_below_a_file(place, refused, monkeypatch):
-    monkeypatch.setattr("compressor.pipeline.load_model", None)  # it is seen before any work
+    monkeypatch.setattr("compressor.pipeline.steps.load_model", None)  # it is seen before any work
     refused(
         [*place.on_texts, "--out", place.vit / "deeper" / "out"], str(place.vit), "--out", code=2
     )

@@ -1,0 +1,40 @@
+"""What is asked of a run, looked at before anything is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from compressor.evaluation.runtimes.runtime import RUNTIMES
+from compressor.methods.budget import parse_budget
+from compressor.methods.method import METHODS
+from compressor.settings import DataSettings, MethodSettings, ModelSettings
+
+SELECTION_TO_JUDGE = 2048
+"""Held-out samples that a ``drop=`` budget is judged on, at most, where nothing else is said."""
+
+
+def inputs_of(
+    model: ModelSettings, data: DataSettings, plan: Path | None = None
+) -> tuple[str | Path | None, ...]:
+    """Return everything that a run reads, as it was named."""
+    return model.model, model.checkpoint, model.factory, data.data, data.test_data, plan
+
+
+def check_names(method: MethodSettings) -> None:
+    """Refuse unknown names and unreadable budgets before anything is loaded."""
+    METHODS.get(method.method)
+    RUNTIMES.get(method.runtime)
+    for budget in method.budget:
+        parse_budget(budget)
+
+
+def enough_to_judge(data: DataSettings, method: MethodSettings) -> DataSettings:
+    """Return data settings with selection samples enough to tell a point of accuracy.
+
+    Only a ``drop=`` budget asks for that; the promise is judged by an interval that many samples
+    make narrow.
+    """
+    asked = any(parse_budget(budget).kind == "drop" for budget in method.budget)
+    if not asked or data.selection is not None:
+        return data
+    return data.model_copy(update={"selection": SELECTION_TO_JUDGE})
