@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from compressor.checkpoint.instructions import instructions
+from compressor.checkpoint.instructions import Instructions, instructions
 from compressor.schema import Report
 from compressor.streaming.schema import StreamReport
 
@@ -18,16 +18,14 @@ def model_card(report: Report, *, auto_class: str = "AutoModelForSequenceClassif
         report: The report of the compression.
         auto_class: The transformers class that loads the model (transformers models only).
     """
-    directory = report.out.rstrip("/").rpartition("/")[2] or report.out
+    directory = _name(report.out)
     loading = instructions(report.framework, directory, auto_class=auto_class)
     return "\n".join(
         (
-            _front_matter(report.framework),
-            f"# {directory}",
-            "",
+            *_head(report.framework, directory),
             f"`{report.model}`, made smaller after training by low-rank factorization "
             f"({_layers(report)}), with method `{report.method}` and budget "
-            f"{', '.join(f'`{budget}`' for budget in report.budget) or '(from a plan)'}.",
+            f"{_budgets(report.budget)}.",
             "",
             "## Before and after",
             "",
@@ -37,15 +35,7 @@ def model_card(report: Report, *, auto_class: str = "AutoModelForSequenceClassif
             _data(report),
             *(f"\nNote: {note}" for note in report.notes),
             "",
-            "## Loading",
-            "",
-            "Loading needs the Python package `compressor`; in a copy of its source, "
-            "`pip install .` installs it.",
-            "",
-            f"```python\n{loading.code}\n```",
-            "",
-            loading.remark,
-            "",
+            *_loading(loading),
             "## How it was made",
             "",
             _command(report),
@@ -65,17 +55,15 @@ def streamed_card(report: StreamReport, *, auto_class: str) -> str:
         report: The report of the compression.
         auto_class: The transformers class that loads the model.
     """
-    directory = report.out.rstrip("/").rpartition("/")[2] or report.out
+    directory = _name(report.out)
     loading = instructions("transformers", directory, auto_class=auto_class)
     factorized = sum(layer.rank < layer.full_rank for layer in report.layers)
     return "\n".join(
         (
-            _front_matter("transformers"),
-            f"# {directory}",
-            "",
+            *_head("transformers", directory),
             f"`{report.model}`, made smaller by low-rank factorization ({factorized} of "
             f"{len(report.layers)} candidate layers) with method `{report.method}` and budget "
-            f"{', '.join(f'`{budget}`' for budget in report.budget) or '(from a plan)'}.",
+            f"{_budgets(report.budget)}.",
             "",
             "| | dense | compressed |",
             "|---|---:|---:|",
@@ -84,15 +72,7 @@ def streamed_card(report: StreamReport, *, auto_class: str) -> str:
             "",
             "It was compressed in parts, from its weights alone, and has not been evaluated.",
             "",
-            "## Loading",
-            "",
-            "Loading needs the Python package `compressor`; in a copy of its source, "
-            "`pip install .` installs it.",
-            "",
-            f"```python\n{loading.code}\n```",
-            "",
-            loading.remark,
-            "",
+            *_loading(loading),
             "## How it was made",
             "",
             f"```\n{report.command}\n```" if report.command else "From Python.",
@@ -104,16 +84,32 @@ def streamed_card(report: StreamReport, *, auto_class: str) -> str:
     )
 
 
-def _front_matter(framework: str) -> str:
-    lines = [
-        "---",
-        f"library_name: {LIBRARIES[framework]}",
-        "tags:",
-        "- compressor",
-        "- low-rank",
-        "- model-compression",
-    ]
-    return "\n".join((*lines, "---", ""))
+def _name(out: str) -> str:
+    return out.rstrip("/").rpartition("/")[2] or out
+
+
+def _head(framework: str, name: str) -> tuple[str, ...]:
+    tags = ("compressor", "low-rank", "model-compression")
+    front = (f"library_name: {LIBRARIES[framework]}", "tags:", *(f"- {tag}" for tag in tags))
+    return ("---", *front, "---", "", f"# {name}", "")
+
+
+def _budgets(budgets: Sequence[str]) -> str:
+    return ", ".join(f"`{budget}`" for budget in budgets) or "(from a plan)"
+
+
+def _loading(loading: Instructions) -> tuple[str, ...]:
+    return (
+        "## Loading",
+        "",
+        "Loading needs the Python package `compressor`; in a copy of its source, "
+        "`pip install .` installs it.",
+        "",
+        f"```python\n{loading.code}\n```",
+        "",
+        loading.remark,
+        "",
+    )
 
 
 def _layers(report: Report) -> str:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
+from rich.progress import TaskID
 
 from compressor.batch.events import Event
 from compressor.batch.secrets import without_secrets
+from compressor.cli.bars import TerminalBars
 
 STYLES = {"info": "", "warning": "yellow", "error": "red"}
 
 
-class TerminalLog:
+class TerminalLog(TerminalBars):
     """A log of a batch for people; use it as a context manager.
 
     Args:
@@ -24,33 +22,10 @@ class TerminalLog:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True, highlight=False)
-        self._bars = Bars(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=self._console,
-            transient=True,
-            disable=not self._console.is_terminal,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
+        super().__init__(console)
         self._of_all: TaskID | None = None
         self._of_job: dict[str, TaskID] = {}
         self._stages: dict[str, str | None] = {}
-
-    def __enter__(self) -> Self:
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bars.stop()
 
     def tell(self, event: Event) -> None:
         """Show an event: a step moves a bar, anything else is a line."""

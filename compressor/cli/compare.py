@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from compressor.cli.flatten import Only
-from compressor.cli.measure import Csv, Plot, Stationarity, check_files
+from compressor.cli.measure import Csv, Plot, Stationarity, check_files, write_files
 from compressor.cli.options import Overwrite, RunSettings
 from compressor.cli.run import run
 from compressor.progress import Progress
@@ -55,7 +55,6 @@ def compare(
     check_files(csv, plot, overwrite=overwrite)
 
     def work(progress: Progress) -> ComparisonReport:
-        from compressor.checkpoint.save import write_file
         from compressor.pipeline import compare_models
         from compressor.report.collapse_plots import draw_comparison
         from compressor.report.measured import comparison_csv
@@ -69,10 +68,6 @@ def compare(
             seed=settings.seed,
             progress=progress,
         )
-        if csv is not None:
-            write_file(csv, comparison_csv(report))
-        if plot is not None:
-            draw_comparison(report, plot)
-        return report
+        return write_files(report, csv, plot, as_csv=comparison_csv, draw=draw_comparison)
 
     run(work, settings, view=view_comparison)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -14,6 +15,8 @@ from compressor.progress import Progress
 from compressor.report.terminal import view_measurement
 from compressor.schema import MeasurementReport
 from compressor.settings import DataSettings, MethodSettings, ModelSettings
+
+Result = TypeVar("Result")
 
 Stationarity = Annotated[
     bool,
@@ -50,6 +53,24 @@ def check_files(csv: Path | None, plot: Path | None, *, overwrite: bool) -> None
             refuse_existing_file(path, overwrite=overwrite)
 
 
+def write_files(
+    report: Result,
+    csv: Path | None,
+    plot: Path | None,
+    *,
+    as_csv: Callable[[Result], str],
+    draw: Callable[[Result, Path], None],
+) -> Result:
+    """Write the files that were asked for, and return the report they were made of."""
+    from compressor.checkpoint.save import write_file
+
+    if csv is not None:
+        write_file(csv, as_csv(report))
+    if plot is not None:
+        draw(report, plot)
+    return report
+
+
 def measure(
     model: ModelSettings,
     data: DataSettings,
@@ -73,7 +94,6 @@ def measure(
     check_files(csv, plot, overwrite=overwrite)
 
     def work(progress: Progress) -> MeasurementReport:
-        from compressor.checkpoint.save import write_file
         from compressor.pipeline import measure_model
         from compressor.report.collapse_plots import draw_measurement
         from compressor.report.measured import measurement_csv
@@ -86,10 +106,6 @@ def measure(
             seed=settings.seed,
             progress=progress,
         )
-        if csv is not None:
-            write_file(csv, measurement_csv(report))
-        if plot is not None:
-            draw_measurement(report, plot)
-        return report
+        return write_files(report, csv, plot, as_csv=measurement_csv, draw=draw_measurement)
 
     run(work, settings, view=view_measurement, shared=True)

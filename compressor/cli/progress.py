@@ -5,23 +5,17 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as Bars
+from rich.progress import TimeRemainingColumn
+
+from compressor.cli.bars import TerminalBars
 
 T = TypeVar("T")
 
 
-class TerminalProgress:
+class TerminalProgress(TerminalBars):
     """A `compressor.progress.Progress` drawn by rich; use it as a context manager.
 
     Args:
@@ -29,32 +23,7 @@ class TerminalProgress:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True, highlight=False)
-        self._bars = Bars(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-            transient=True,
-            disable=not self._console.is_terminal,
-            # What a command prints is redirected by `run`, and must not pass through the bars.
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
-
-    def __enter__(self) -> Self:
-        self._bars.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bars.stop()
+        super().__init__(console, TimeRemainingColumn())
 
     def track(self, items: Iterable[T], *, description: str, total: int | None) -> Iterator[T]:
         """Yield every item under a bar; afterwards leave one line with the time it took."""
