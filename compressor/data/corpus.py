@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from compressor.data.labelled import DataSource
-from compressor.data.rows import split_named
+from compressor.data.rows import named_splits, split_named
 from compressor.errors import DataError
 from compressor.settings import DataSettings
 
@@ -92,16 +92,10 @@ def _file(path: Path) -> Documents:
 def _from_tables(
     tables: Mapping[str, Any], settings: DataSettings, reference: str
 ) -> dict[str, Documents]:
-    found: dict[str, Documents] = {}
-    for name, table in tables.items():
-        split = "all" if len(tables) == 1 else split_named(str(name))
-        if split is not None:
-            found[split] = _column(table, settings, f"{reference} ({name})")
-    if not found:
-        raise DataError(
-            f"{reference}: no split is called train, validation or test. Found: {list(tables)}."
-        )
-    return found
+    return {
+        split: _column(table, settings, f"{reference} ({name})")
+        for split, (name, table) in named_splits(tables, reference).items()
+    }
 
 
 def _column(table: Any, settings: DataSettings, where: str) -> Documents:

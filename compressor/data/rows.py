@@ -87,14 +87,30 @@ def raw_splits(
         DataError: If columns cannot be told, labels are missing in some rows, or two splits have
             one name.
     """
-    splits: dict[str, RawSplit] = {}
+    return {
+        split: _raw_split(table, options, f"{reference} ({name})")
+        for split, (name, table) in named_splits(tables, reference).items()
+    }
+
+
+def named_splits(tables: Mapping[str, Any], reference: str) -> dict[str, tuple[str, Any]]:
+    """Return name and `datasets.Dataset` of each split; a lone one is ``all``.
+
+    Args:
+        tables: By their own names.
+        reference: The data, as named.
+
+    Raises:
+        DataError: If no name tells a split, or two tell the same one.
+    """
+    splits: dict[str, tuple[str, Any]] = {}
     for name, table in tables.items():
         split = "all" if len(tables) == 1 else split_named(str(name))
         if split is None:
             continue
         if split in splits:
             raise DataError(f"{reference}: two splits are both {split}. Found: {list(tables)}.")
-        splits[split] = _raw_split(table, options, f"{reference} ({name})")
+        splits[split] = (str(name), table)
     if not splits:
         raise DataError(
             f"{reference}: no split is called train, validation or test. Found: {list(tables)}."
