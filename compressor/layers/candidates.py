@@ -83,6 +83,10 @@ class Candidate:
         """Return the weights kept at ``rank``; above break-even the layer stays dense."""
         return rank * self.rank_cost if rank <= self.break_even_rank else self.parameters
 
+    def kept(self, rank: int) -> int:
+        """Return the rank that the layer has at ``rank``; above break-even it stays dense."""
+        return rank if rank <= self.break_even_rank else self.full_rank
+
 
 @dataclass(frozen=True)
 class Candidates:

@@ -40,8 +40,7 @@ def layer_figures(
     figures = []
     for name, layer in measurement.candidates.layers.items():
         weight = LAYER_KINDS.get(layer.kind).matrix(modules[name]).double()
-        rank = ranks.get(name, layer.full_rank)  # a plan may leave a layer out
-        rank = rank if rank <= layer.break_even_rank else layer.full_rank
+        rank = layer.kept(ranks.get(name, layer.full_rank))  # a plan may leave a layer out
         statistics = measurement.layers.get(name)
         collapsed = None
         if statistics is not None and not statistics.rest:

@@ -7,14 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from compressor.checkpoint.format import find_lowrank
 from compressor.errors import CheckpointError, ModelError
 from compressor.layers.surgery import install_skeletons
 from compressor.models.factory import call_factory, transform_from_json, transform_to_json
 from compressor.models.loading import load_exactly
-from compressor.models.source import MODEL_SOURCES, ImageTransform, LoadedModel, ModelOptions
+from compressor.models.source import (
+    MODEL_SOURCES,
+    ImageTransform,
+    LoadedModel,
+    ModelOptions,
+    NamesAsBuilt,
+)
 from compressor.models.weights import (
     PLAIN_FLOATS,
     find_weight_files,
@@ -26,11 +32,10 @@ from compressor.models.weights import (
     refuse_non_finite,
     refuse_quantized,
     size_of,
-    write_state_dict,
 )
 
 
-class ModuleSource:
+class ModuleSource(NamesAsBuilt):
     """Builds a module by calling a function in a person's own file."""
 
     name = "torch"
@@ -114,18 +119,6 @@ class ModuleSource:
             config["lowrank"] = dict(lowrank)
         path = directory / "config.json"
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-    def write_weights(
-        self,
-        model: LoadedModel,
-        directory: Path,
-        state: Mapping[str, Tensor],
-        *,
-        max_shard_size: str,
-    ) -> None:
-        """Write model.safetensors with the names of the state dict."""
-        del model
-        write_state_dict(state, directory, max_shard_size=max_shard_size)
 
     def rebuild(
         self, directory: Path, config: Mapping[str, object], options: ModelOptions

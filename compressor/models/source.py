@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from compressor.errors import ModelError
 from compressor.forward import Inputs, Task
+from compressor.models.weights import write_state_dict
 from compressor.registry import Registry
 
 Modality = Literal["image", "text", "tensor"]
@@ -209,6 +210,22 @@ class ModelSource(Protocol):
         Without a low-rank block in ``config`` the model is dense.
         """
         ...
+
+
+class NamesAsBuilt:
+    """A source whose weights have the names of the state dict on disk too."""
+
+    def write_weights(
+        self,
+        model: LoadedModel,
+        directory: Path,
+        state: Mapping[str, Tensor],
+        *,
+        max_shard_size: str,
+    ) -> None:
+        """Write model.safetensors, in shards where it is larger than one may be."""
+        del model
+        write_state_dict(state, directory, max_shard_size=max_shard_size)
 
 
 MODEL_SOURCES: Registry[ModelSource] = Registry(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from compressor.checkpoint.format import find_lowrank, read_config
 from compressor.errors import ModelError
@@ -18,7 +18,13 @@ from compressor.models.bounded import DENSE_OVER_STORED, bounded, refuse_absurd
 from compressor.models.hub import is_hub_id, snapshot
 from compressor.models.imagenet import imagenet_synsets
 from compressor.models.loading import load_exactly
-from compressor.models.source import MODEL_SOURCES, ImageTransform, LoadedModel, ModelOptions
+from compressor.models.source import (
+    MODEL_SOURCES,
+    ImageTransform,
+    LoadedModel,
+    ModelOptions,
+    NamesAsBuilt,
+)
 from compressor.models.timm_build import create, known_architecture
 from compressor.models.timm_config import as_dict, classifier_names, label_names, pretrained_cfg
 from compressor.models.weights import (
@@ -32,7 +38,6 @@ from compressor.models.weights import (
     refuse_non_finite,
     refuse_quantized,
     size_of,
-    write_state_dict,
 )
 
 HUB_PREFIXES = ("hf-hub:", "hf_hub:")
@@ -42,7 +47,7 @@ LOCAL_KEYS = ("url", "file", "hf_hub_id", "source", "state_dict", "architecture"
 """Keys of a pretrained_cfg that say where the dense weights came from."""
 
 
-class TimmSource:
+class TimmSource(NamesAsBuilt):
     """Builds a timm architecture, and loads its weights strictly."""
 
     name = "timm"
@@ -133,18 +138,6 @@ class TimmSource:
             config["label_names"] = named
         path = directory / "config.json"
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-    def write_weights(
-        self,
-        model: LoadedModel,
-        directory: Path,
-        state: Mapping[str, Tensor],
-        *,
-        max_shard_size: str,
-    ) -> None:
-        """Write model.safetensors with the names of the state dict."""
-        del model
-        write_state_dict(state, directory, max_shard_size=max_shard_size)
 
     def rebuild(
         self, directory: Path, config: Mapping[str, object], options: ModelOptions

@@ -277,8 +277,7 @@ def _report(
     units, candidates = checkpoint.units, checkpoint.found.candidates
     layers = []
     for name, layer in candidates.layers.items():
-        rank = made.ranks.get(name, layer.full_rank)
-        rank = rank if rank <= layer.break_even_rank else layer.full_rank
+        rank = layer.kept(made.ranks.get(name, layer.full_rank))
         layers.append(
             StreamedLayer(
                 name=name,
