@@ -268,7 +268,13 @@ TIMM: dict[str, Architecture] = {
     ),
     "convnext": timm("test_convnext"),
     "resnet": timm("test_resnet"),
-    "resnext": timm("resnext50_32x4d", layers=(1, 1, 1, 1), cardinality=4, base_width=8),
+    "resnext": timm(
+        "resnext50_32x4d",
+        layers=(1, 1, 1, 1),
+        channels=(32, 32, 48, 48),
+        cardinality=4,
+        base_width=8,
+    ),
     "resnext-wide": timm(
         "resnext50_32x4d",
         method="svd",
@@ -282,7 +288,7 @@ TIMM: dict[str, Architecture] = {
     "eva": timm("eva02_tiny_patch14_224", 28, img_size=28, embed_dim=48, depth=2, num_heads=3),
     "beit": timm("beit_base_patch16_224", img_size=32, embed_dim=48, depth=2, num_heads=3),
     "mixer": timm("mixer_s32_224", 64, method="svd", img_size=64),
-    "regnet": timm("regnetx_002"),
+    "regnet": timm("regnetx_002", depth=4, w0=16, wa=10.0, wm=1.4),
     "vgg": timm("vgg11", method="svd", mlp_ratio=0.02),
     "densenet": timm("densenet121", growth_rate=16, block_config=(2, 2)),
 }
