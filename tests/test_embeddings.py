@@ -59,12 +59,21 @@ def settings(model, corpus, out, **method):
     )
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
-def small(request, corpus, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("models")
-    model = save(directory / "dense", tied=request.param)
-    made = settings(model, corpus, directory / "small", budget=("layers=60%",))
-    return request.param, compress_model(made, progress=SILENT), directory / "small"
+@pytest.fixture(scope="module")
+def both(corpus, tmp_path_factory):
+    """Return, by whether embeddings were tied, the report and the directory of a small model."""
+    found = {}
+    for tied in (True, False):
+        directory = tmp_path_factory.mktemp("models")
+        model = save(directory / "dense", tied=tied)
+        made = settings(model, corpus, directory / "small", budget=("layers=60%",))
+        found[tied] = (compress_model(made, progress=SILENT), directory / "small")
+    return found
+
+
+@pytest.fixture(params=[True, False], ids=["tied", "untied"])
+def small(request, both):
+    return (request.param, *both[request.param])
 
 
 def test_the_table_is_left_dense_by_default():
@@ -103,28 +112,32 @@ def test_budget_and_report_hold(small):
     assert report.compressed.kl_to_dense > 0
 
 
-def test_it_loads_the_same_in_another_process_and_stays_tied(small):
-    tied, _, directory = small
+def test_they_load_the_same_in_another_process_and_stay_tied(both):
     ids = torch.arange(6, 16)[None]
-    with torch.no_grad():
-        logits = compressor.load(directory)(input_ids=ids).logits
     code = (
         "import sys, json, torch, compressor\n"
         "from transformers import AutoModelForCausalLM\n"
-        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()\n"
-        "with torch.no_grad():\n"
-        "    logits = model(input_ids=torch.arange(6, 16)[None]).logits\n"
-        "table, head = model.model.embed_tokens, model.lm_head\n"
-        "tied = table.weight is head.weight if hasattr(head, 'down') else False\n"
-        "print(json.dumps([logits.tolist(), tied, type(table).__name__]))\n"
+        "found = []\n"
+        "for directory in sys.argv[1:]:\n"
+        "    model = AutoModelForCausalLM.from_pretrained(directory).eval()\n"
+        "    with torch.no_grad():\n"
+        "        logits = model(input_ids=torch.arange(6, 16)[None]).logits\n"
+        "    table, head = model.model.embed_tokens, model.lm_head\n"
+        "    tied = table.weight is head.weight if hasattr(head, 'down') else False\n"
+        "    found.append([logits.tolist(), tied, type(table).__name__])\n"
+        "print(json.dumps(found))\n"
     )
+    directories = [str(directory) for _, directory in both.values()]
     done = subprocess.run(
-        [sys.executable, "-c", code, str(directory)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, *directories], capture_output=True, text=True, check=True
     )
-    again, stays_tied, kind = json.loads(done.stdout)
-    assert torch.equal(torch.tensor(again), logits)
-    if kind == "LowRankEmbedding":
-        assert stays_tied is tied
+    for (tied, (_, directory)), found in zip(both.items(), json.loads(done.stdout), strict=True):
+        again, stays_tied, kind = found
+        with torch.no_grad():
+            logits = compressor.load(directory)(input_ids=ids).logits
+        assert torch.equal(torch.tensor(again), logits)
+        if kind == "LowRankEmbedding":
+            assert stays_tied is tied
 
 
 def test_the_shared_table_is_stored_once_and_generates(small):
