@@ -101,7 +101,7 @@ def compressions(request, tmp_path_factory) -> Callable[[str], Compressed]:
     return compression
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(scope="module", params=CASES)  # all tests of one framework follow each other
 def compressed(request, compressions) -> Compressed:
     """Return a compression of each framework's model."""
     return compressions(request.param)
@@ -167,18 +167,17 @@ def test_the_file_is_really_smaller(compressed):
             assert layer.rank * sum(layer.shape) < dense, layer.name
 
 
-def test_the_same_seed_gives_the_same_bits(compressed, tmp_path):
-    words = [*compressed.case.words, *QUICK, *BUDGET, "--out", tmp_path / "again", "--json"]
+def test_the_same_seed_gives_the_same_bits(compressions, tmp_path):
+    first = compressions("torch")
+    words = [*first.case.words, *QUICK, *BUDGET, "--out", tmp_path / "again", "--json"]
     again = Report.model_validate_json(succeed("compress", *words))
-    assert [layer.rank for layer in again.layers] == [
-        layer.rank for layer in compressed.report.layers
-    ]
-    assert weights(tmp_path / "again") == weights(compressed.out)
-    assert again.compressed == compressed.report.compressed
-    assert again.data == compressed.report.data
+    assert [layer.rank for layer in again.layers] == [layer.rank for layer in first.report.layers]
+    assert weights(tmp_path / "again") == weights(first.out)
+    assert again.compressed == first.report.compressed
+    assert again.data == first.report.data
 
 
-def test_a_plan_is_replayed_exactly(compressed, tmp_path):
+def test_a_plan_is_made_again_and_replayed_exactly(compressed, tmp_path):
     words = [*compressed.case.words, *QUICK]
     path = tmp_path / "plan.json"
     planned = PlanReport.model_validate_json(
@@ -186,8 +185,11 @@ def test_a_plan_is_replayed_exactly(compressed, tmp_path):
     )
     assert planned.path == str(path)
     assert path.read_text() == (compressed.out / "plan.json").read_text()
-    succeed("compress", *words, "--plan", path, "--out", tmp_path / "replayed", "--quiet")
+    words += ["--plan", path, "--out", tmp_path / "replayed", "--json"]
+    replayed = Report.model_validate_json(succeed("compress", *words))
     assert weights(tmp_path / "replayed") == weights(compressed.out)
+    assert replayed.compressed == compressed.report.compressed
+    assert replayed.data == compressed.report.data
 
 
 def test_recovery_is_reported_apart_from_the_truncation(compressed, tmp_path):
@@ -406,7 +408,8 @@ def test_reuters_keeps_its_accuracy(tmp_path):
         pytest.skip(f"{model} or {data} is not on this machine")
     words = [model, "--data", data, "--max-length", 64, "--calibration", 104, "--limit", 150]
     out = tmp_path / "out"
-    words = [*words, "--device", "cpu", "--method", "whitened", "--budget", "layers=80%"]
+    words += ["--device", "cpu", "--method", "whitened", "--budget", "layers=80%"]
+    words += ["--exclude", "bert.encoder.layer.[1-4].*"]  # a third of the work tells as much
     report = Report.model_validate_json(succeed("compress", *words, "--out", out, "--json"))
     stored = load_file(out / "model.safetensors")
     assert {t.dtype for t in stored.values() if t.is_floating_point()} == {torch.float16}
