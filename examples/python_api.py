@@ -8,6 +8,7 @@ a tuple or a dict of tensors.
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import timm
@@ -28,6 +29,9 @@ def batches_of(images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 def main() -> None:
     """Run every stage."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--calibration", type=int, default=512, help="images to measure on")
+    options = parser.parse_args()
     digits, labels = load_digits(return_X_y=True)
     pixels = torch.tensor(digits, dtype=torch.float32).view(-1, 1, 8, 8) / 16
     images = functional.interpolate(pixels.expand(-1, 3, 8, 8), (32, 32), mode="bilinear") * 2 - 1
@@ -40,6 +44,7 @@ def main() -> None:
     held_out = batches_of(images[test], targets[test])
     print(f"dense  accuracy {compressor.evaluate(model, held_out).accuracy:.4f}")
 
+    train = train[: options.calibration]
     measurement = compressor.measure(model, batches_of(images[train], targets[train]))
     small = model
     for budget in ("layers=50%", "layers=30%"):

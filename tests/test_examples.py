@@ -72,9 +72,11 @@ def test_the_digits_split_is_fixed_and_disjoint():
     assert not set(splits["train"].samples) & set(splits["test"].samples)
 
 
-@pytest.mark.parametrize("name", ["python_api.py"])
-def test_the_python_example_runs(name, tmp_path):
-    assert "accuracy" in run_script(name, cwd=tmp_path)
+def test_the_python_example_runs(tmp_path):
+    printed = run_script("python_api.py", "--calibration", 128, cwd=tmp_path)
+    assert printed.count("accuracy") == 3
+    assert float(printed.split("layers=50%  accuracy ")[1].split()[0]) > 0.8
+    assert "largest difference of a logit 0.0e+00" in printed
 
 
 def test_a_budget_is_chosen_by_cross_validation(tmp_path):
