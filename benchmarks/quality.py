@@ -41,8 +41,11 @@ DEFAULT_ALONE = (
     "collapse/row_energy.py",
     "methods/attribution.py",
     "methods/guided.py",
+    "methods/layer_fit.py",
+    "methods/lockstep.py",
     "methods/refit.py",
     "methods/select.py",
+    "methods/twins.py",
 )
 """Files that no other arm than the default runs: a change of them leaves the others' rows valid."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,13 +12,64 @@ from torch import Tensor, nn
 
 from compressor.collapse.capture import fisher_gradient, frozen
 from compressor.collapse.token_capture import drawn_gradient
-from compressor.forward import Forward, Inputs, batch_length
+from compressor.forward import Batches, Forward, Inputs, batch_length, token_mask
 from compressor.layers.candidates import Candidate
 from compressor.layers.kinds import LAYER_KINDS
-from compressor.tokens import Head, TokenForward
+from compressor.progress import SILENT, Progress
+from compressor.tokens import Head, TokenForward, before_head
 
 RowEnergies = dict[str, list[Tensor]]
 """‖δ‖² [B, P] at the output rows of each layer, one tensor for each of its calls in order."""
+
+
+@dataclass(frozen=True)
+class BatchEnergies:
+    """How much the predictions depend on each row of one batch.
+
+    Args:
+        samples: Number of samples B.
+        mask: Which tokens are real, [B, T]; None where all are.
+        energies: ‖δ‖² at the output rows, by layer and call.
+    """
+
+    samples: int
+    mask: Tensor | None
+    energies: RowEnergies
+
+
+def batch_energies(
+    model: nn.Module,
+    layers: Mapping[str, Candidate],
+    batches: Batches,
+    *,
+    forward: Forward,
+    samples: int,
+    seed: int,
+    progress: Progress = SILENT,
+) -> tuple[BatchEnergies, ...]:
+    """Return the energies of the first batches, of so many samples at least.
+
+    Args:
+        model: The dense model, in eval mode.
+        layers: The candidates by name. Embeddings have no such rows; of language models, neither
+            have layers after the last hidden state.
+        batches: Calibration batches; the labels are not looked at.
+        forward: How to call the model.
+        samples: Whole batches are taken until this many samples are reached.
+        seed: Of the gradients' random signs.
+        progress: Told of each batch.
+    """
+    names = [name for name, layer in layers.items() if not LAYER_KINDS.get(layer.kind).lookup]
+    if isinstance(forward, TokenForward):
+        names = [name for name in names if before_head(model, name)]
+    generator = torch.Generator().manual_seed(seed)
+    found: list[BatchEnergies] = []
+    for inputs, _ in progress.track(batches, description="row energies", total=None):
+        energies = row_energies(model, layers, names, inputs, forward=forward, generator=generator)
+        found.append(BatchEnergies(batch_length(inputs), token_mask(inputs), energies))
+        if sum(batch.samples for batch in found) >= samples:
+            break
+    return tuple(found)
 
 
 def row_energies(

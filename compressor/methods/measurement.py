@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from compressor.cache import Cache, Tensors
 from compressor.collapse.capture import Statistics
 from compressor.collapse.metrics import nc1_quotient
+from compressor.collapse.row_energy import BatchEnergies, batch_energies
 from compressor.collapse.watch import LayerStatistics
 from compressor.evaluation.loop import Evaluation, evaluate
 from compressor.evaluation.tokens import TokenLogits
@@ -23,7 +24,7 @@ from compressor.methods.factorize import Decompositions, factorized
 from compressor.methods.metrics import Needs, output_metrics
 from compressor.methods.norms import NormInputs, corrected_norms, has_batch_norms, norm_inputs
 from compressor.methods.recipe import Recipe
-from compressor.methods.refit import refitted
+from compressor.methods.refit import SAMPLES, refitted
 from compressor.progress import SILENT, Progress
 from compressor.tokens import TokenForward
 
@@ -78,6 +79,18 @@ class Measurement:
     def dense_norm_inputs(self) -> NormInputs:
         """Moments of the dense model's BatchNorm inputs, that corrections are relative to."""
         return norm_inputs(self.model, self.calibration, forward=self.forward)
+
+    @cached_property
+    def batch_energies(self) -> tuple[BatchEnergies, ...]:
+        """How much the predictions depend on each row of the calibration batches."""
+        return batch_energies(
+            self.model,
+            self.candidates.layers,
+            self.calibration,
+            forward=self.forward,
+            samples=SAMPLES,
+            seed=self.seed,
+        )
 
     @cached_property
     def decompositions(self) -> Decompositions:
@@ -206,11 +219,11 @@ class Measurement:
             plain,
             self.candidates.layers,
             self.calibration,
+            self.batch_energies,
             forward=self.forward,
             metrics=output_metrics(self.layers),
             ridge=ridge,
             norms=norms,
-            seed=self.seed,
             progress=progress,
         )
         return fitted, recipe.model_copy(update={"norm_correction": norms})

@@ -10,15 +10,16 @@ import torch
 from torch import nn
 
 from compressor.collapse.capture import fisher_gradient
-from compressor.collapse.row_energy import row_energies
+from compressor.collapse.row_energy import batch_energies, row_energies
 from compressor.errors import LayerError
 from compressor.forward import Forward
 from compressor.layers.candidates import find_candidates
 from compressor.layers.surgery import structural_copy
 from compressor.methods.constraints import weights_within
+from compressor.methods.layer_fit import LayerFit
 from compressor.methods.norms import norm_inputs
 from compressor.methods.recipe import Recipe
-from compressor.methods.refit import Twin, can_refit, refitted
+from compressor.methods.refit import can_refit, refitted
 from compressor.methods.sharing import allocate
 from compressor.stages import measure
 from compressor.tokens import TokenForward
@@ -50,6 +51,13 @@ def own(model):
     import copy
 
     return copy.deepcopy(model)
+
+
+def refit(dense, small, layers, given, **options):
+    energies = batch_energies(
+        dense, layers, given, forward=Forward(), samples=options.pop("samples", 1000), seed=0
+    )
+    return refitted(dense, small, layers, given, energies, forward=Forward(), **options)
 
 
 def energies_of(dense, layers, x):
@@ -89,15 +97,18 @@ def agrees(found, expected):
         np.testing.assert_allclose(found.bias.detach().numpy(), bias, rtol=1e-6, atol=1e-8)
 
 
-def test_each_layer_is_the_ridge_solution_on_the_refitted_prefix(models):
+def test_each_layer_is_the_ridge_solution_of_all_batches_on_the_refitted_prefix(models):
     dense, small, layers = models
-    ((x, labels),) = doubles(1, size=64)
+    parts = doubles(3, size=24)
+    x = torch.cat([x for x, _ in parts])
     root = torch.randn(32, 40, generator=torch.Generator().manual_seed(9)).double()
     metrics = {"b": root @ root.T + torch.eye(32)}
-    fitted = refitted(
-        dense, small, layers, [(x, labels)], forward=Forward(), ridge=RIDGE, metrics=metrics
-    )
-    energies = energies_of(dense, layers, x)
+    fitted = refit(dense, small, layers, parts, ridge=RIDGE, metrics=metrics)
+    generator = torch.Generator().manual_seed(0)
+    drawn = [
+        row_energies(dense, layers, list(layers), x, forward=Forward(), generator=generator)
+        for x, _ in parts
+    ]
     with torch.no_grad():
         inputs = {"a": (x, x), "b": (torch.relu(dense.a(x)), torch.relu(fitted.a(x)))}
         for name, (given, got) in inputs.items():
@@ -105,17 +116,30 @@ def test_each_layer_is_the_ridge_solution_on_the_refitted_prefix(models):
                 getattr(small, name),
                 got.flatten(0, 1).numpy(),
                 getattr(dense, name)(given).flatten(0, 1).numpy(),
-                energies[name][0].flatten().numpy(),
+                torch.cat([found[name][0] for found in drawn]).flatten().numpy(),
                 metrics[name].numpy() if name in metrics else None,
             )
             agrees(getattr(fitted, name), expected)
+
+
+def test_batches_that_memory_parts_still_come_nearer_to_the_dense_model(models):
+    dense, small, layers = models
+    x = torch.cat([x for x, _ in doubles(8, seed=4)])
+    errors = []
+    for room in (1, 1 << 30):
+        model = refit(dense, small, layers, doubles(8, seed=3), activations=room)
+        with torch.no_grad():
+            errors.append(float((model(x) - dense(x)).square().mean()))
+    with torch.no_grad():
+        before = float((small(x) - dense(x)).square().mean())
+    assert max(errors) < before
 
 
 def test_where_moments_are_too_large_the_first_factors_stay(models, monkeypatch):
     dense, small, layers = models
     monkeypatch.setattr("compressor.methods.refit.MOMENTS", 0)
     ((x, labels),) = doubles(1, size=64)
-    fitted = refitted(dense, small, layers, [(x, labels)], forward=Forward(), ridge=RIDGE)
+    fitted = refit(dense, small, layers, [(x, labels)], ridge=RIDGE)
     weights = energies_of(dense, layers, x)["a"][0].flatten().numpy()
     with torch.no_grad():
         rows, wanted = x.flatten(0, 1).numpy(), dense.a(x).flatten(0, 1).numpy()
@@ -131,7 +155,7 @@ def test_batches_of_the_first_layer_add_up_to_one_batch(models):
     dense, small, layers = models
     parts = doubles(4)
     x = torch.cat([x for x, _ in parts])
-    several = refitted(dense, small, layers, parts, forward=Forward(), ridge=RIDGE)
+    several = refit(dense, small, layers, parts, ridge=RIDGE)
     generator = torch.Generator().manual_seed(0)
     weights = [
         row_energies(dense, layers, ["a"], x, forward=Forward(), generator=generator)["a"][0]
@@ -151,7 +175,7 @@ def test_comes_nearer_to_the_dense_model_and_leaves_both_as_they_were(models):
     dense, small, layers = models
     before = {key: value.clone() for key, value in small.state_dict().items()}
     given = doubles(8, seed=3)
-    fitted = refitted(dense, small, layers, given, forward=Forward())
+    fitted = refit(dense, small, layers, given)
     assert all(torch.equal(value, before[key]) for key, value in small.state_dict().items())
     x = torch.cat([x for x, _ in doubles(8, seed=4)])
     with torch.no_grad():
@@ -183,8 +207,6 @@ def test_row_energies_are_the_squared_gradients(models):
 
 
 def test_padding_does_not_count():
-    from compressor.methods.refit import Fit
-
     found = measured()
     small, _ = found.factorized({"a": 5, "b": 4}, Recipe(metric="fisher"))
     rows = torch.randn(2, 3, 24)
@@ -193,9 +215,9 @@ def test_padding_does_not_count():
     for junk in (0.0, 100.0):
         inputs = torch.where(mask[..., None] == 0, junk, rows)
         layer = own(small.a)
-        fit = Fit("a", found.candidates.layers["a"], found.model.a, layer, ridge=0.1)
+        fit = LayerFit("a", found.candidates.layers["a"], found.model.a, layer, ridge=0.1)
         with torch.no_grad():
-            fit.meet(inputs, found.model.a(inputs), 2, torch.ones(2, 3).double(), mask)
+            fit.add(inputs, found.model.a(inputs), 2, torch.ones(2, 3).double(), mask)
         solutions.append(layer.weight.detach())
     assert torch.equal(*solutions)
 
@@ -222,7 +244,7 @@ def test_norms_are_corrected_on_the_refitted_prefix():
     recipe = Recipe(metric="fisher", refit=0.1)
     one = [given[0]]
     plain, _ = found.factorized({"first": 6, "second": 5}, Recipe(metric="fisher"))
-    small = refitted(model, own(plain), found.candidates.layers, one, forward=Forward(), norms=True)
+    small = refit(model, own(plain), found.candidates.layers, one, norms=True)
     dense = norm_inputs(model, one, forward=Forward())[0].moments
     moved = norm_inputs(small, one, forward=Forward())[0].moments
     for name in ("norm1", "norm2"):
@@ -244,16 +266,15 @@ def test_what_is_not_finite_names_the_layer(models):
     with torch.no_grad():
         broken.a.down.weight[0, 0] = torch.inf
     with pytest.raises(LayerError, match="a"):
-        refitted(dense, broken, layers, doubles(1), forward=Forward())
+        refit(dense, broken, layers, doubles(1))
 
 
-def test_a_twin_answers_for_the_dense_layer():
-    dense = nn.Linear(3, 2)
-    twin = Twin(dense, nn.Linear(3, 2), lambda *given: None)
-    assert twin.weight is dense.weight
-    assert twin.in_features == 3
-    with pytest.raises(AttributeError, match="nothing"):
-        twin.nothing  # noqa: B018
+def test_only_as_many_samples_are_fitted_to_as_were_asked_for(models):
+    dense, small, layers = models
+    given = doubles(6)
+    some = refit(dense, small, layers, given, samples=32)  # two batches of 16
+    for name, value in refit(dense, small, layers, given[:2]).state_dict().items():
+        assert torch.equal(some.state_dict()[name], value)
 
 
 def token_batches(count=6):
@@ -275,9 +296,9 @@ def test_language_models_come_nearer_to_the_dense_one(family):
     found = measure(model, given, selection=given)
     ranks = {name: max(1, layer.full_rank // 3) for name, layer in found.candidates.layers.items()}
     plain, recipe = found.factorized(ranks, Recipe(metric="fisher"))
-    refit, _ = found.factorized(ranks, recipe.model_copy(update={"refit": RIDGE}))
+    better, _ = found.factorized(ranks, recipe.model_copy(update={"refit": RIDGE}))
     least = 0.9 if family == "llama" else 1.0
-    assert found.divergence(refit) < least * found.divergence(plain)
+    assert found.divergence(better) < least * found.divergence(plain)
 
 
 def test_row_energies_of_tokens_are_those_of_drawn_gradients():
