@@ -21,15 +21,20 @@ from compressor.methods.sharing import allocate
 from compressor.progress import Progress
 from compressor.tokens import TokenForward
 
-GRADIENT_GRID = (
+METRIC_GRID = (
     Recipe(metric="fisher"),
     Recipe(metric="shrunk_fisher"),
     Recipe(metric="mixed_fisher"),
-    Recipe(metric="fisher", layer_weight="root"),
-    Recipe(metric="fisher", layer_weight="relative"),
-    Recipe(metric="fisher", layer_weight="guided", beta=0.25),
-    Recipe(metric="fisher", layer_weight="root", beta=0.25),
 )
+"""With gradients, the metric is chosen first; energies are losses and compare across layers."""
+
+WEIGHT_GRID = (
+    {"layer_weight": "root"},
+    {"layer_weight": "relative"},
+    {"layer_weight": "guided", "beta": 0.25},
+    {"layer_weight": "root", "beta": 0.25},
+)
+"""Then, in the best metric, how the budget is shared between the layers."""
 
 FORWARD_GRID = (
     Recipe(allocation="uniform"),
@@ -65,11 +70,12 @@ class Guided:
     ) -> Decision:
         """Allocate the budget under each recipe and keep the best on the selection data.
 
-        With gradients, more are made of the best: one whose layers weigh what they lose by
-        measurement, of class predictions only, and one whose factors are refitted in sequence.
-        Without selection data the grid's first recipe is taken.
+        With gradients, the metric is chosen before the layers' weights, and more are made of the
+        best: one whose layers weigh what they lose by measurement, of class predictions only, and
+        one whose factors are refitted in sequence. Without selection data the grid's first recipe
+        is taken.
         """
-        grid = GRADIENT_GRID if measurement.gradients else FORWARD_GRID
+        grid = METRIC_GRID if measurement.gradients else FORWARD_GRID
         if measurement.selection is None:
             recipe = grid[0]
             return Decision(allocate(measurement, recipe, constraints, multiple=multiple), recipe)
@@ -77,6 +83,11 @@ class Guided:
         steps: list[Callable[[], None]] = [
             partial(trials.add, recipe, constraints, multiple=multiple) for recipe in grid
         ]
+        if measurement.gradients:
+            steps += [
+                partial(trials.add_weighted, weights, constraints, multiple=multiple)
+                for weights in WEIGHT_GRID
+            ]
         if measurement.gradients and not isinstance(measurement.forward, TokenForward):
             steps.append(partial(trials.add_measured, constraints, multiple=multiple))
         if measurement.gradients and can_refit(measurement.candidates.layers):

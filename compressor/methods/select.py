@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from compressor.methods.constraints import Constraints
 from compressor.methods.measurement import Measurement
@@ -28,6 +30,19 @@ class Trials:
         """Try a recipe with the ranks that it gives."""
         ranks = allocate(self._measurement, recipe, constraints, multiple=multiple)
         self.judge(ranks, recipe)
+
+    def add_weighted(
+        self, weights: Mapping[str, Any], constraints: Constraints, *, multiple: int
+    ) -> None:
+        """Try the best metric so far with other weights of the layers.
+
+        Args:
+            weights: Fields of the recipe that say how the budget is shared.
+            constraints: What the layers may cost together.
+            multiple: Ranks are multiples of this.
+        """
+        metric = Recipe(metric=self.best().recipe.metric)
+        self.add(metric.model_copy(update=dict(weights)), constraints, multiple=multiple)
 
     def add_measured(self, constraints: Constraints, *, multiple: int) -> None:
         """Try the best so far, its layers weighed by their shares of the KL that it really has."""

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from compressor.methods.constraints import weights_within
-from compressor.methods.guided import FORWARD_GRID, GRADIENT_GRID, Guided
+from compressor.methods.guided import FORWARD_GRID, METRIC_GRID, WEIGHT_GRID, Guided
 from compressor.methods.recipe import Recipe
 from compressor.methods.sharing import allocate, label
 from compressor.progress import SILENT
@@ -20,7 +20,10 @@ def half():
     return weights_within(measured().candidates.layers, WEIGHTS)
 
 
-@pytest.mark.parametrize("grid", [FORWARD_GRID, GRADIENT_GRID])
+WEIGHTED = tuple(Recipe(metric="fisher", **weights) for weights in WEIGHT_GRID)
+
+
+@pytest.mark.parametrize("grid", [FORWARD_GRID, METRIC_GRID + WEIGHTED])
 def test_grids_hold_guided_and_unguided_recipes_with_labels_of_their_own(grid):
     assert {recipe.guided for recipe in grid} == {False, True}
     assert len({label(recipe) for recipe in grid}) == len(grid)
@@ -30,13 +33,17 @@ def test_grids_hold_guided_and_unguided_recipes_with_labels_of_their_own(grid):
 def test_takes_the_least_kl_on_selection_data(gradients):
     found = measured(gradients=gradients)
     decision = Guided().decide(found, half(), multiple=1, progress=SILENT)
-    grid = GRADIENT_GRID if gradients else FORWARD_GRID
+    grid = METRIC_GRID + WEIGHTED if gradients else FORWARD_GRID
     first = [choice for choice in decision.selection if choice.made_from is None]
     assert len(first) == len(grid)
     made = {choice.label for choice in decision.selection} - {choice.label for choice in first}
     assert any("measured" in name for name in made) == gradients
     assert any("refitted" in name for name in made) == gradients
     assert len({choice.label for choice in decision.selection}) == len(decision.selection)
+    if gradients:
+        metrics, weighted = first[: len(METRIC_GRID)], first[len(METRIC_GRID) :]
+        best = min(metrics, key=lambda choice: choice.kl)
+        assert all(choice.label.startswith(f"{best.label}, ") for choice in weighted)
     chosen = [choice for choice in decision.selection if choice.chosen]
     assert len(chosen) == 1
     assert chosen[0].kl == min(choice.kl for choice in decision.selection)
@@ -51,7 +58,7 @@ def test_takes_the_least_kl_on_selection_data(gradients):
 def test_without_selection_data_the_first_recipe_is_taken():
     found = dataclasses.replace(measured(), selection=None)
     decision = Guided().decide(found, half(), multiple=1, progress=SILENT)
-    assert decision.recipe == GRADIENT_GRID[0]
+    assert decision.recipe == METRIC_GRID[0]
     assert decision.selection == ()
 
 
