@@ -19,7 +19,6 @@ from compressor.methods.refit import can_refit
 from compressor.methods.select import Trials
 from compressor.methods.sharing import allocate
 from compressor.progress import Progress
-from compressor.tokens import TokenForward
 
 METRIC_GRID = (
     Recipe(metric="fisher"),
@@ -70,10 +69,9 @@ class Guided:
     ) -> Decision:
         """Allocate the budget under each recipe and keep the best on the selection data.
 
-        With gradients, the metric is chosen before the layers' weights, and more are made of the
-        best: one whose layers weigh what they lose by measurement, of class predictions only, and
-        one whose factors are refitted in sequence. Without selection data the grid's first recipe
-        is taken.
+        With gradients, the metric is chosen before the layers' weights, and of the best another one
+        is made, whose factors are refitted in sequence. Without selection data the grid's first
+        recipe is taken.
         """
         grid = METRIC_GRID if measurement.gradients else FORWARD_GRID
         if measurement.selection is None:
@@ -88,8 +86,6 @@ class Guided:
                 partial(trials.add_weighted, weights, constraints, multiple=multiple)
                 for weights in WEIGHT_GRID
             ]
-        if measurement.gradients and not isinstance(measurement.forward, TokenForward):
-            steps.append(partial(trials.add_measured, constraints, multiple=multiple))
         if measurement.gradients and can_refit(measurement.candidates.layers):
             steps.append(trials.add_refitted)
         for step in progress.track(steps, description="select", total=len(steps)):

@@ -61,5 +61,9 @@ class Method(Protocol):
 METHODS: Registry[Method] = Registry(
     "method",
     group="methods",
-    modules=("compressor.methods.guided", "compressor.methods.baselines"),
+    modules=(
+        "compressor.methods.guided",
+        "compressor.methods.measured_kl",
+        "compressor.methods.baselines",
+    ),
 )

@@ -11,7 +11,7 @@ from compressor.methods.measurement import Measurement
 from compressor.methods.method import Decision
 from compressor.methods.recipe import Recipe
 from compressor.methods.refit import RIDGE
-from compressor.methods.sharing import MEASURED, allocate, label, measured_ranks
+from compressor.methods.sharing import allocate, label
 from compressor.schema import Choice
 
 
@@ -44,19 +44,8 @@ class Trials:
         metric = Recipe(metric=self.best().recipe.metric)
         self.add(metric.model_copy(update=dict(weights)), constraints, multiple=multiple)
 
-    def add_measured(self, constraints: Constraints, *, multiple: int) -> None:
-        """Try the best so far, its layers weighed by their shares of the KL that it really has."""
-        best = self.best()
-        ranks = measured_ranks(
-            self._measurement, best.ranks, best.recipe, constraints=constraints, multiple=multiple
-        )
-        recipe = best.recipe.model_copy(
-            update={"layer_weight": "one", "beta": 0.0, "allocation": MEASURED}
-        )
-        self.judge(ranks, recipe, made_from=label(best.recipe))
-
     def add_refitted(self) -> None:
-        """Try the best so far with its second factors refitted in sequence."""
+        """Try the best so far with its factors refitted in sequence."""
         best = self.best()
         refitted = best.recipe.model_copy(update={"refit": RIDGE})
         self.judge(best.ranks, refitted, made_from=label(best.recipe))
