@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -62,14 +62,17 @@ def read_corpus(
     """
     path = Path(reference)
     if path.suffix.lower() in TEXT_SUFFIXES and path.is_file():
-        return {"all": _file(path)}
+        return {"all": _files([path])}
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.suffix.lower() in TEXT_SUFFIXES)
-        splits = {split: file for file in files if (split := split_named(file.stem))}
+        splits: dict[str, list[Path]] = {}
+        for file in files:
+            if split := split_named(file.stem):
+                splits.setdefault(split, []).append(file)
         if splits:
-            return {split: _file(file) for split, file in splits.items()}
+            return {split: _files(parts) for split, parts in splits.items()}
         if len(files) == 1:
-            return {"all": _file(files[0])}
+            return {"all": _files(files)}
     source = find(reference)
     if not isinstance(source, TableReader):
         raise DataError(
@@ -79,14 +82,15 @@ def read_corpus(
     return _from_tables(source.tables(reference), settings, reference)
 
 
-def _file(path: Path) -> Documents:
+def _files(paths: Sequence[Path]) -> Documents:
     def read() -> Iterator[str]:
-        try:
-            yield path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} cannot be read as UTF-8 text: {error}.") from error
+        for path in paths:
+            try:
+                yield path.read_text(encoding="utf-8-sig")
+            except (OSError, UnicodeDecodeError) as error:
+                raise DataError(f"{path} cannot be read as UTF-8 text: {error}.") from error
 
-    return Documents(str(path), read)
+    return Documents(", ".join(map(str, paths)), read)
 
 
 def _from_tables(
