@@ -131,10 +131,10 @@ def refitted(
         together = list(islice(remaining, len(energies[group])))
 
         def one(together: list[Inputs] = together) -> None:
-            with torch.no_grad():
-                forward(twins, doubled(together[current.lockstep.index]))
+            forward(twins, doubled(together[current.lockstep.index]))
 
-        current.lockstep.run(one)
+        with torch.no_grad():  # around all: each one's own would end among the others'
+            current.lockstep.run(one)
     for fit in fits.values():
         fit.solve()
     return fitted
