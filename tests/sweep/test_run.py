@@ -11,9 +11,9 @@ from compressor.schema import Report
 from compressor.sweep.schema import Sweep
 
 QUICK = (
-    *("--data", "sklearn:digits", "--calibration", "120", "--limit", "150"),
+    *("--data", "sklearn:digits", "--calibration", "80", "--limit", "100"),
     *("--device", "cpu", "--no-gradients", "--quiet", "--json"),
-    *("--exclude", "blocks.[0-3].*"),
+    *("--exclude", "blocks.[0-4].*"),
 )
 METHODS = ("--method", "nc1", "--method", "svd")
 BUDGETS = "layers=50%,layers=20%"
