@@ -187,7 +187,7 @@ def granted(
             f"The budget {budgets[0]} cannot be met: no layer of this model can be factorized. "
             "`compressor inspect` lists why each is left dense."
         )
-    multiple = lcm(multiple, *(BUDGETS.get(budget.kind).multiple(subject) for budget in budgets))
+    multiple = liked_by_all(budgets, subject, multiple=multiple)
     asked = [(budget, BUDGETS.get(budget.kind).constraint(budget, subject)) for budget in budgets]
     members, unmet = [], []
     for budget, constraint in asked:
@@ -206,6 +206,11 @@ def granted(
         return Granted(Constraints(()), multiple, tuple(unmet))
     found = Constraints(tuple(constraint for _, constraint in members))
     return Granted(found, multiple, tuple(unmet))
+
+
+def liked_by_all(budgets: Sequence[Budget], subject: Subject, *, multiple: int = 1) -> int:
+    """Return what ranks are multiples of: what was asked for, and what each budget asks for."""
+    return lcm(multiple, *(BUDGETS.get(budget.kind).multiple(subject) for budget in budgets))
 
 
 def least_cost(constraint: Constraint, candidates: Candidates, *, multiple: int = 1) -> float:

@@ -11,6 +11,8 @@ from compressor.evaluation.loop import Evaluation
 from compressor.evaluation.metrics.metric import METRICS
 from compressor.evaluation.paired import paired_loss
 from compressor.figures import Loaded, data_figures, left_dense, model_figures, versions
+from compressor.methods.budget import liked_by_all, parse_budget
+from compressor.methods.frontier import predicted_frontier
 from compressor.methods.measurement import Measurement
 from compressor.methods.outcome import layer_figures
 from compressor.methods.plan import Plan
@@ -56,6 +58,16 @@ def make_report(
     """
     with watch.stage("report"):
         layers = layer_figures(found, made.ranks, compressed.module, made.recipe)
+        frontier = predicted_frontier(
+            found,
+            made.ranks,
+            made.recipe,
+            multiple=liked_by_all(
+                [parse_budget(budget) for budget in made.budget],
+                subject,
+                multiple=settings.method.rank_multiple,
+            ),
+        )
     kept = sum(layer.parameters for layer in layers)
     return Report(
         model=settings.model.model,
@@ -81,6 +93,7 @@ def make_report(
         unmet=made.unmet,
         trials=made.trials,
         losses=losses(dense, after),
+        frontier=frontier,
         speed=speed,
         norm_correction=made.recipe.norm_correction,
         recovery=recovery,

@@ -15,6 +15,7 @@ from compressor.report.comparison import Row, compare_models, speed_rows
 from compressor.report.figures import MISSING, duration, figure, percent
 from compressor.report.pages import drawing, fill
 from compressor.report.plots import bound_figure, depth_figure, spectrum_figure
+from compressor.report.prediction import shown_frontier
 from compressor.report.speed import speed_sentence
 from compressor.report.verdict import guidance, summary, verdict
 from compressor.schema import LayerFigures, Report
@@ -59,8 +60,10 @@ def report_page(report: Report) -> str:
     """
     grade, sentence = verdict(report)
     classes = compare_classes(report.dense.per_class, report.compressed.per_class)
+    frontier = shown_frontier(report)
     values = {
         "classes": classes,
+        "frontier": frontier,
         "depth": drawing(depth_figure(report.layers)),
         "bound": drawing(bound_figure(report.layers)),
         "spectra": _spectra(report.layers),
@@ -73,6 +76,7 @@ def report_page(report: Report) -> str:
         verdict=sentence,
         data_notes=[note for note in report.data.notes if note not in report.notes],
         comparison=comparison(report),
+        frontier_figure=drawing(frontier.figure if frontier else None),
         speed=speed_sentence(report.speed),
         guidance=guidance(report) or "The candidates, judged on data that no statistic came from.",
         metric=_metric(report.layers),
@@ -103,6 +107,7 @@ def _sections(report: Report, filled: set[str]) -> list[tuple[str, str]]:
         ("before-after", "Before and after"),
         ("losses", "What was lost"),
         ("classes", "Classes"),
+        ("frontier", "Frontier"),
         ("depth", "Collapse and rank"),
         ("bound", "Energy and bound"),
         ("spectra", "Spectra"),
@@ -113,8 +118,12 @@ def _sections(report: Report, filled: set[str]) -> list[tuple[str, str]]:
         ("load", "Load"),
         ("reproduce", "Reproduce"),
     )
-    optional = {"classes", "depth", "bound", "spectra"} - filled
-    present = {"choices": report.selection, "budgets": report.budgets, "losses": report.losses}
+    optional = {"classes", "frontier", "depth", "bound", "spectra"} - filled
+    present = {
+        "choices": report.selection,
+        "budgets": report.budgets,
+        "losses": report.losses,
+    }
     optional |= {name for name, found in present.items() if not found}
     return [(name, title) for name, title in titles if name not in optional]
 

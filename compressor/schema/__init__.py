@@ -5,6 +5,7 @@ from compressor.schema.comparison import ComparisonReport, LayerChange
 from compressor.schema.data import DataFigures, SplitFigures
 from compressor.schema.evaluation import EvaluationReport, TaskFigures
 from compressor.schema.export import ExportReport
+from compressor.schema.frontier import FrontierPoint, PredictedFrontier
 from compressor.schema.inspection import InspectedLayer, Inspection
 from compressor.schema.layers import ALREADY_FACTORIZED, DenseLayer, LayerFigures, Spectrum
 from compressor.schema.losses import PairedLoss
@@ -30,6 +31,7 @@ __all__ = [
     "DenseLayer",
     "EvaluationReport",
     "ExportReport",
+    "FrontierPoint",
     "InspectedLayer",
     "Inspection",
     "LatencyFigures",
@@ -42,6 +44,7 @@ __all__ = [
     "Pace",
     "PairedLoss",
     "PlanReport",
+    "PredictedFrontier",
     "PromisedLoss",
     "QualityFigures",
     "RecoveryFigures",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from compressor.schema.budgets import BudgetFigures, Trial
 from compressor.schema.data import DataFigures
+from compressor.schema.frontier import PredictedFrontier
 from compressor.schema.layers import DenseLayer, LayerFigures
 from compressor.schema.losses import PairedLoss
 from compressor.schema.quality import ModelFigures
@@ -47,6 +48,7 @@ class Report(Strict):
     unmet: tuple[str, ...] = ()
     trials: tuple[Trial, ...] = ()
     losses: tuple[PairedLoss, ...] = ()
+    frontier: PredictedFrontier | None = None
     speed: SpeedFigures | None = None
     norm_correction: bool | None = None
     recovery: RecoveryFigures | None = None
