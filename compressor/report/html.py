@@ -16,6 +16,7 @@ from compressor.report.figures import MISSING, duration, figure, percent
 from compressor.report.pages import drawing, fill
 from compressor.report.plots import bound_figure, depth_figure, spectrum_figure
 from compressor.report.prediction import shown_frontier
+from compressor.report.recovery import recovery_rows, recovery_sentence
 from compressor.report.speed import speed_sentence
 from compressor.report.verdict import guidance, summary, verdict
 from compressor.schema import LayerFigures, Report
@@ -78,6 +79,8 @@ def report_page(report: Report) -> str:
         comparison=comparison(report),
         frontier_figure=drawing(frontier.figure if frontier else None),
         speed=speed_sentence(report.speed),
+        recovery=recovery_sentence(report.recovery) if report.recovery else None,
+        recovery_rows=recovery_rows(report),
         guidance=guidance(report) or "The candidates, judged on data that no statistic came from.",
         metric=_metric(report.layers),
         layers=[_row(layer) for layer in report.layers],
@@ -106,6 +109,7 @@ def _sections(report: Report, filled: set[str]) -> list[tuple[str, str]]:
     titles = (
         ("before-after", "Before and after"),
         ("losses", "What was lost"),
+        ("recovery", "Recovery"),
         ("classes", "Classes"),
         ("frontier", "Frontier"),
         ("depth", "Collapse and rank"),
@@ -123,6 +127,7 @@ def _sections(report: Report, filled: set[str]) -> list[tuple[str, str]]:
         "choices": report.selection,
         "budgets": report.budgets,
         "losses": report.losses,
+        "recovery": report.recovery,
     }
     optional |= {name for name, found in present.items() if not found}
     return [(name, title) for name, title in titles if name not in optional]

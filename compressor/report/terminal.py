@@ -11,6 +11,7 @@ from rich.text import Text
 from compressor.report.figures import count, duration, figure, nats, percent, shorten, size
 from compressor.report.layer_table import LayerTable, plain_table
 from compressor.report.lines import data_lines, line, notes
+from compressor.report.recovery import recovery_sentence
 from compressor.report.speed import speed_sentence
 from compressor.report.verdict import guidance, summary, verdict
 from compressor.schema import (
@@ -49,7 +50,7 @@ def view_report(report: Report) -> RenderableType:
         *_losses(report),
         *([line("speed", spoken)] if (spoken := speed_sentence(report.speed)) else []),
         *([Text(guided)] if guided else []),
-        *([line("recovery", _recovery(report.recovery))] if report.recovery else []),
+        *([line("recovery", recovery_sentence(report.recovery))] if report.recovery else []),
         *_left_dense(report.left_dense),
         *notes(note for note in report.notes if note not in report.data.notes),
         line("time", duration(sum(report.seconds.values()))),
@@ -267,15 +268,6 @@ def _before_and_after(
         table.add_row(*_cells("  same prediction", "", percent(free.agreement, 2), ""))
         table.add_row(*_cells("  KL to dense, nats", "", nats(free.kl_to_dense), ""))
     return table
-
-
-def _recovery(recovery: RecoveryFigures) -> str:
-    kept = f"those of step {recovery.best_step}" if recovery.best_step else "those from before"
-    return (
-        f"{recovery.steps} steps of training on the dense model's predictions; kept the factors "
-        f"nearest to it on the selection data, {kept}: KL {nats(recovery.kl_before)} → "
-        f"{nats(recovery.kl_after)}"
-    )
 
 
 def _choices(choices: Iterable[Choice]) -> RenderableType:
