@@ -7,7 +7,22 @@ import pytest
 
 from compressor.report.html import report_page
 from compressor.report.svg import VARIABLES
-from compressor.schema import ClassFigures, DenseLayer, Report, Spectrum
+from compressor.schema import (
+    BudgetFigures,
+    ClassFigures,
+    DenseLayer,
+    FrontierPoint,
+    LatencyFigures,
+    LayerTime,
+    PairedLoss,
+    PredictedFrontier,
+    PromisedLoss,
+    RecoveryFigures,
+    Report,
+    Spectrum,
+    SpeedFigures,
+    Trial,
+)
 
 from .results import LONG_NAME, report
 
@@ -15,17 +30,69 @@ HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>{{ 7 * 7 }}
 SECTIONS = (
     "summary",
     "before-after",
+    "speed",
+    "losses",
+    "recovery",
     "classes",
+    "frontier",
     "depth",
     "bound",
     "spectra",
+    "budgets",
+    "trials",
     "choices",
     "layers",
     "left-dense",
     "load",
     "reproduce",
 )
+NEW = ("speed", "losses", "recovery", "frontier", "budgets", "trials")
+"""Sections that reports of the first version could not have."""
+
 SPECTRUM = Spectrum(metric="fisher", ranks=(1, 100, 1024, 3072), values=(1, 0.1, 0.01, 0))
+
+SPEED = SpeedFigures(
+    runtime="eager",
+    threads=2,
+    input="3×224×224",
+    batches=tuple(
+        LatencyFigures(
+            batch=batch,
+            rounds=11,
+            dense=dense,
+            compressed=compressed,
+            dense_memory=200_000_000 * batch,
+            compressed_memory=150_000_000 * batch,
+        )
+        for batch, dense, compressed in ((1, 12.5, 12.6), (32, 1250.25, 800.125))
+    ),
+    layers=(LayerTime(name=LONG_NAME, rank=1024, dense=1.5, compressed=2.25),),
+    notes=("Batch 64 was not timed: one sample takes 0.1 s, and a batch may take 5 s.",),
+)
+LOSSES = (
+    PairedLoss(metric="top-1", unit="points", value=0.005, low=-0.001, high=0.011),
+    PairedLoss(metric="log-loss", unit="nats", value=-0.01234, low=-0.02, high=0.01),
+)
+PROMISED = PromisedLoss(**LOSSES[0].model_dump(), budget="drop=1@balanced-accuracy", most=0.01)
+TRIALS = (
+    Trial(share=0.53, losses=(PROMISED, PROMISED), kept=True),
+    Trial(share=0.296, losses=(PROMISED, PROMISED), kept=False),
+)
+BUDGETS = (
+    BudgetFigures(budget="drop=1", limit="1 points", reached="0.5", dense="0", met=True),
+    BudgetFigures(
+        budget="latency=60%@32", limit="750 ms", reached="800 ms", dense="1.25 s", met=False
+    ),
+)
+FRONTIER = PredictedFrontier(
+    unit="nats",
+    smallest=0.05,
+    run=FrontierPoint(share=0.6, loss=0.0312),
+    points=tuple(
+        FrontierPoint(share=share, loss=loss)
+        for share, loss in ((0.05, 20), (0.1, 2), (0.3, 0.2), (0.5, 0.05), (0.8, 0.004), (1, 0))
+    ),
+)
 
 
 def classes(*accuracies):
@@ -42,6 +109,15 @@ def whole(**changes):
     return plain.model_copy(
         update={
             "layers": layers,
+            "speed": SPEED,
+            "losses": LOSSES,
+            "budgets": BUDGETS,
+            "unmet": ("The budget latency=60%@32 cannot be met: 800 ms of 750 ms.",),
+            "trials": TRIALS,
+            "frontier": FRONTIER,
+            "recovery": RecoveryFigures(
+                steps=200, best_step=150, kl_before=0.2, kl_after=0.1, without=plain.compressed
+            ),
             "dense": plain.dense.model_copy(update={"per_class": classes(0.9, 0.8, None, 0.5)}),
             "compressed": plain.compressed.model_copy(
                 update={"per_class": classes(0.88, 0.6, None, 0.52)}
@@ -76,7 +152,7 @@ def test_a_page_has_every_section_once_and_fetches_nothing():
     assert len(page.ids) == len(set(page.ids))
     assert all(link.startswith(("#", "data:")) for link in page.links)
     assert "script" not in page.tags
-    assert page.tags.count("svg") == 4
+    assert page.tags.count("svg") == 5
     drawn = report_page(whole()).split("</style>")[1]
     assert not [colour for colour in VARIABLES if colour in drawn]
 
@@ -129,10 +205,11 @@ def test_a_report_of_an_older_version_renders_without_what_it_lacks():
         del figures["per_class"]
     for layer in old["layers"]:
         del layer["spectrum"]
-    del old["modality"]
+    for key in (*NEW, "modality", "unmet", "norm_correction", "job", "notes"):
+        del old[key]
     page = Page(report_page(Report.model_validate(old)))
     assert [name for name in page.ids if name in SECTIONS] == [
-        name for name in SECTIONS if name not in ("classes", "spectra")
+        name for name in SECTIONS if name not in (*NEW, "classes", "spectra")
     ]
 
 
@@ -144,6 +221,17 @@ def test_a_run_without_labels_or_statistics_renders():
     assert not {"classes", "depth", "bound", "choices"} & set(page.ids)
     assert "Without labels" in page.text
     assert LONG_NAME in page.text
+
+
+def test_speed_losses_budgets_and_training_are_told():
+    text = Page(report_page(whole())).text
+    assert "0.99 times as fast as dense at batch 1, 1.56 times as fast as dense at batch 32" in text
+    assert f"two thin products take longer than one in {LONG_NAME} (1.5×)" in text
+    assert "Batch 64 was not timed" in text
+    assert "0.5 points (−0.1 … 1.1)" in text
+    assert "−0.0123 nats (−0.02 … 0.01)" in text
+    assert "The budget latency=60%@32 cannot be met" in text
+    assert "those of step 150: KL 0.2 → 0.1" in text
 
 
 def test_the_same_report_gives_the_same_page():
