@@ -48,7 +48,7 @@ layers' parameters .0207, .0221, .0577; at 40 % .0034, .0032, .0050; a ResNet-20
 SAMPLES = 1024
 """Calibration samples that are fitted to."""
 
-ACTIVATIONS = 1 << 29
+ACTIVATIONS = 1 << 28
 """Bytes of inputs and outputs of the widest layer that batches in lockstep may hold together."""
 
 MOMENTS = 1 << 30
