@@ -18,6 +18,10 @@ LARGE_RATIO = 1.25
 EVEN = 0.05
 """Divergences that differ by less than this share of the larger one count as equal."""
 
+UNSEEN = 1e-5
+"""So do those that differ by less nats: no prediction's probability moves by more than √(KL/2),
+0.2 %, on average (Pinsker)."""
+
 
 def summary(report: Report) -> str:
     """Return shares, accuracy and size before and after as one line of prose."""
@@ -101,7 +105,7 @@ def guidance(report: Report) -> str | None:
     chosen = next((choice for choice in report.selection if choice.chosen), None)
     name = f" Chosen: {chosen.label}." if chosen else ""
     best, plain = min(guided), min(unguided)
-    if abs(best - plain) <= EVEN * max(best, plain):
+    if abs(best - plain) <= max(EVEN * max(best, plain), UNSEEN):
         relation = "made no practical difference"
     else:
         relation = "gained" if best < plain else "did not gain"

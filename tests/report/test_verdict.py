@@ -62,6 +62,11 @@ def test_guidance_is_compared_with_the_best_unguided_choice():
         for choice in report().selection
     )
     assert "made no practical difference" in guidance(report(selection=even))
+    unseen = tuple(
+        choice.model_copy(update={"kl": 4e-9 if choice.guided else 6e-9})
+        for choice in report().selection
+    )
+    assert "made no practical difference" in guidance(report(selection=unseen))
     worse = tuple(
         choice.model_copy(update={"kl": 0.03}) if choice.guided else choice for choice in even
     )
