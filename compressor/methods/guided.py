@@ -24,6 +24,7 @@ METRIC_GRID = (
     Recipe(metric="fisher"),
     Recipe(metric="shrunk_fisher"),
     Recipe(metric="mixed_fisher"),
+    Recipe(metric="mixed_fisher", layer_weight="guided", beta=0.25),
 )
 """With gradients, the metric is chosen first; energies are losses and compare across layers."""
 

@@ -27,7 +27,9 @@ class Trials:
         self._tried: list[tuple[Choice, Decision]] = []
 
     def add(self, recipe: Recipe, constraints: Constraints, *, multiple: int) -> None:
-        """Try a recipe with the ranks that it gives."""
+        """Try a recipe with the ranks that it gives, unless it was tried before."""
+        if any(choice.label == label(recipe) for choice, _ in self._tried):
+            return
         ranks = allocate(self._measurement, recipe, constraints, multiple=multiple)
         self.judge(ranks, recipe)
 
