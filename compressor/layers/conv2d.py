@@ -31,7 +31,8 @@ class Conv2dKind(ConvolutionKind):
         rows = (y * sh)[:, None] + torch.arange(kh, device=inputs.device) * dh  # (P, kh)
         columns = (x * sw)[:, None] + torch.arange(kw, device=inputs.device) * dw  # (P, kw)
         patches = filled[:, :, rows[:, :, None], columns[:, None, :]]  # (B, c, P, kh, kw)
-        return patches.transpose(1, 2).reshape(samples, len(y), -1)
+        # The width is said: of no patches at all it could not be told.
+        return patches.transpose(1, 2).reshape(samples, len(y), inputs.shape[1] * kh * kw)
 
     def all_rows(self, module: nn.Module, inputs: Tensor, samples: int) -> Tensor:
         """Return the patches [B, H'·W', n] under every output position."""

@@ -118,6 +118,6 @@ def padded(module: nn.Conv1d | nn.Conv2d, inputs: Tensor) -> Tensor:
 
 
 def spaced(length: int, count: int) -> Tensor:
-    """Return at most ``count`` indices, evenly spaced over ``range(length)``."""
-    count = min(length, count)
+    """Return at most ``count`` indices, evenly spaced over ``range(length)``; none below 1."""
+    count = max(min(length, count), 0)
     return ((torch.arange(count) * 2 + 1) * length) // (2 * count)

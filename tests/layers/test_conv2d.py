@@ -44,6 +44,11 @@ def test_small_maps_are_taken_whole():
     torch.testing.assert_close(KIND.rows(layer, x, 2), KIND.all_rows(layer, x, 2))
 
 
+def test_a_map_smaller_than_the_kernel_has_no_patches():
+    conv = nn.Conv2d(4, 2, 5)  # a subclass that pads by itself is called on such maps
+    assert Conv2dKind().rows(conv, torch.randn(3, 4, 2, 2), 3).shape == (3, 0, 100)
+
+
 def test_unbatched_and_foreign_inputs_have_no_rows():
     layer = nn.Conv2d(2, 5, 3)
     assert KIND.rows(layer, torch.randn(2, 8, 8), 2) is None
