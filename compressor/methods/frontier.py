@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from compressor.layers.candidates import Candidate
 from compressor.methods.allocation import ALLOCATORS, Options, options
 from compressor.methods.budget import smallest
 from compressor.methods.constraints import Floats
@@ -60,7 +59,10 @@ def predicted_frontier(
         layers[name] = _thinned(options(layer, tail * weight, multiple=multiple))
 
     def point(ranks: Mapping[str, int]) -> FrontierPoint:
-        kept = {name: _kept(layer, ranks.get(name)) for name, layer in candidates.layers.items()}
+        kept = {
+            name: layer.kept(ranks.get(name, layer.full_rank))
+            for name, layer in candidates.layers.items()
+        }
         weights = sum(candidates.layers[name].cost(rank) for name, rank in kept.items())
         lost = sum(float(losses[name][rank]) for name, rank in kept.items())
         return FrontierPoint(share=weights / total, loss=lost)
@@ -77,11 +79,6 @@ def predicted_frontier(
         run=point(ranks),
         points=tuple(found[share] for share in sorted(found)),
     )
-
-
-def _kept(layer: Candidate, rank: int | None) -> int:
-    """Return the rank that a layer really has: the full one above break-even."""
-    return layer.full_rank if rank is None or rank > layer.break_even_rank else rank
 
 
 def _thinned(option: Options) -> Options:

@@ -31,7 +31,7 @@ def test_weights_go_where_the_measured_share_exceeds_the_predicted_loss(monkeypa
 
     monkeypatch.setattr("compressor.methods.measurement.attributed_divergence", shares)
     decision = MeasuredKl().decide(found, limits, multiple=1, progress=SILENT)
-    assert decision.ranks["b"] >= predicted["b"]
+    assert decision.ranks["b"] > predicted["b"]
     assert decision.recipe.allocation == "measured"
     layers = found.candidates.layers
     assert sum(layers[name].cost(rank) for name, rank in decision.ranks.items()) <= WEIGHTS
