@@ -15,7 +15,6 @@ from compressor.collapse.token_capture import drawn_gradient
 from compressor.forward import Batches, Forward, Inputs, batch_length, token_mask
 from compressor.layers.candidates import Candidate
 from compressor.layers.kinds import LAYER_KINDS
-from compressor.progress import SILENT, Progress
 from compressor.tokens import Head, TokenForward, before_head
 
 RowEnergies = dict[str, list[Tensor]]
@@ -45,7 +44,6 @@ def batch_energies(
     forward: Forward,
     samples: int,
     seed: int,
-    progress: Progress = SILENT,
 ) -> tuple[BatchEnergies, ...]:
     """Return the energies of the first batches, of so many samples at least.
 
@@ -57,14 +55,13 @@ def batch_energies(
         forward: How to call the model.
         samples: Whole batches are taken until this many samples are reached.
         seed: Of the gradients' random signs.
-        progress: Told of each batch.
     """
     names = [name for name, layer in layers.items() if not LAYER_KINDS.get(layer.kind).lookup]
     if isinstance(forward, TokenForward):
         names = [name for name in names if before_head(model, name)]
     generator = torch.Generator().manual_seed(seed)
     found: list[BatchEnergies] = []
-    for inputs, _ in progress.track(batches, description="row energies", total=None):
+    for inputs, _ in batches:
         energies = row_energies(model, layers, names, inputs, forward=forward, generator=generator)
         found.append(BatchEnergies(batch_length(inputs), token_mask(inputs), energies))
         if sum(batch.samples for batch in found) >= samples:
