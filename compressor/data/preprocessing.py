@@ -100,7 +100,13 @@ def decode(sample: object, transform: ImageTransform) -> tuple[Tensor, bytes]:
                 f"[channels, height, width]. End it with torchvision's ToTensor."
             )
         return tensor, content
-    array = np.array(_fitted(converted, transform), dtype=np.uint8)
+    try:
+        array = np.array(_fitted(converted, transform), dtype=np.uint8)
+    except MemoryError as error:
+        raise UnreadableImageError(
+            f"has {converted.width}×{converted.height} pixels, too many to resize in the memory "
+            f"there is"
+        ) from error
     if array.ndim == 2:
         array = array[:, :, None]
     return torch.from_numpy(array).permute(2, 0, 1).contiguous(), content

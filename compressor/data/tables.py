@@ -25,6 +25,8 @@ _BUILDERS = {
 _NOT_ROWS = frozenset(
     ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "config.json")
 )
+# What readers raise on files that are broken, or of a kind they do not know.
+_READING_ERRORS = (ValueError, OSError, LookupError, TypeError, ArithmeticError, RuntimeError)
 
 
 class TableSource:
@@ -106,6 +108,7 @@ def _split_files(directory: Path) -> dict[str, list[Path]]:
 def _load(files: list[Path]) -> Any:
     """Return the `datasets.Dataset` of files of one form."""
     import datasets
+    import pyarrow as pa
 
     _refuse_packed(files)
     builder = _BUILDERS[files[0].suffix.lower()]
@@ -120,7 +123,7 @@ def _load(files: list[Path]) -> Any:
             )
             table.data.table.validate(full=True)  # texts may hold bytes that are no UTF-8
             return table
-    except (datasets.exceptions.DatasetsError, ValueError, OSError, KeyError, TypeError) as error:
+    except (*_READING_ERRORS, datasets.exceptions.DatasetsError, pa.ArrowException) as error:
         if "corresponds to no data" in str(error):  # how `datasets` says that there are no rows
             raise DataError(f"{files[0]} is empty: it has a header, but no rows.") from error
         cause: BaseException = error.__cause__ or error

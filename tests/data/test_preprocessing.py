@@ -1,4 +1,7 @@
 import io
+import resource
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,3 +100,16 @@ def test_what_is_no_whole_image_is_unreadable(content):
 def test_a_transform_that_cannot_work_is_refused(transform, message):
     with pytest.raises(DataError, match=message):
         check_transform(transform)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="bounds the memory as Linux does")
+def test_an_image_too_large_to_resize_is_refused():
+    strip = encoded(1, 1_000_000, "L")  # 8 × 8,000,000 pixels once its shorter side is resized
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), limits[1]))
+    try:
+        with pytest.raises(UnreadableImageError, match=r"1×1000000 pixels, too many to resize"):
+            decode(strip, ImageTransform((3, 8, 8), (0.5,), (0.5,)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)

@@ -1,6 +1,9 @@
+import base64
 import gzip
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from compressor.data.tables import TableSource
@@ -113,6 +116,16 @@ def test_a_damaged_table_is_named(tmp_path, name, content, message):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(DataError, match=message):
+        read(path)
+
+
+def test_types_that_no_reader_knows_are_refused(tmp_path):
+    path = tmp_path / "data.parquet"
+    pq.write_table(pa.table({"text": ["a"], "label": [0]}), path)
+    schema = pq.read_metadata(path).metadata[b"ARROW:schema"]
+    wide = base64.b64encode(base64.b64decode(schema).replace(b"\x40", b"\x80"))  # int64 → int128
+    path.write_bytes(path.read_bytes().replace(schema, wide))
+    with pytest.raises(DataError, match=r"data\.parquet cannot be read as parquet: .*64 bits"):
         read(path)
 
 
