@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
+# Read when torch is imported, and by the processes that tests start. Workers that each have a
+# thread a core wait for one another at every parallel sum: several times the CPU time.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import hypothesis
 import pytest
 
