@@ -3,13 +3,19 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format types benchmark fuzz faults container-test lock clean
+.PHONY: demo test test-slow lint format types benchmark fuzz faults container-test lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/compressor demo
 
+PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
 test: $(VENV)/.installed-dev
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+	$(PYTEST)
+
+# What `make test` leaves out for its length: benchmarks, studies, examples, the site, whole command lines.
+test-slow: $(VENV)/.installed-dev
+	$(PYTEST) -m slow
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -70,6 +70,7 @@ def quick(tmp_path_factory):
         yield out, ran
 
 
+@pytest.mark.slow
 def test_quick_run_finishes_every_cell(quick):
     out, ran = quick
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
@@ -83,6 +84,7 @@ def test_quick_run_finishes_every_cell(quick):
     assert found["svd"]["accuracy"] < found["nc1"]["accuracy"] <= found["nc1"]["dense_accuracy"]
 
 
+@pytest.mark.slow
 def test_quick_run_writes_table_summary_and_plot(quick):
     out, ran = quick
     page = (out / "quality.md").read_text()
@@ -94,6 +96,7 @@ def test_quick_run_writes_table_summary_and_plot(quick):
     assert "<svg" in (out / "quality.svg").read_text()
 
 
+@pytest.mark.slow
 def test_finished_cells_are_not_run_again(quick):
     out, _ = quick
     path = out / "results.jsonl"
@@ -281,6 +284,7 @@ def test_tables_of_each_form_are_read(tmp_path):
         finetune_text.read_table(table)
 
 
+@pytest.mark.slow
 def test_the_resnet_trains_and_loads(tmp_path):
     generator = torch.Generator().manual_seed(0)
     for label in range(train_resnet.CLASSES):
@@ -311,6 +315,7 @@ def test_a_budget_that_cannot_be_read_is_refused_before_any_work(tmp_path, capsy
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_language_models_are_compared_by_perplexity(tmp_path):
     corpus = tmp_path / "corpus.txt"
     corpus.write_text(language.text())

@@ -203,6 +203,7 @@ def start(tmp_path, seconds):
     return subprocess.Popen([*words, str(seconds)], stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_of_several_processes_one_makes_an_entry(tmp_path):
     workers = [start(tmp_path, 0.3) for _ in range(3)]
     assert [worker.communicate()[0].strip() for worker in workers] == ["7"] * 3

@@ -90,6 +90,7 @@ def near(first, second):
     assert float((first - second).abs().max()) <= 1e-10 * float(second.abs().max())
 
 
+@pytest.mark.slow
 def test_two_processes_come_to_what_one_comes_to(tmp_path):
     alone, together = tmp_path / "alone", tmp_path / "together"
     for root, processes in ((alone, 1), (together, 2)):
@@ -111,6 +112,7 @@ def test_two_processes_come_to_what_one_comes_to(tmp_path):
     torch.testing.assert_close(torch.tensor(first["logits"]), torch.tensor(one["logits"]))
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_job_with_a_message(tmp_path):
     done = launch(tmp_path, 2, "fail")
     assert done.returncode != 0

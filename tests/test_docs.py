@@ -67,6 +67,7 @@ def test_every_block_reads_as_what_it_says_it_is(page):
             yaml.safe_load(block.text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(RUN))
 def test_pages_that_can_be_followed_are(name, tmp_path, monkeypatch, capsys):
     (page,) = [page for page in PAGES if page.name == name]

@@ -33,6 +33,7 @@ def run_script(name, *words, cwd):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_plain_cnn_trains_and_fits_its_factory(tmp_path):
     printed = run_script("train_plain_cnn.py", "--epochs", 2, "--out", "cnn.pt", cwd=tmp_path)
     assert float(printed.split("test accuracy ")[1].split()[0]) > 0.5
@@ -44,6 +45,7 @@ def test_the_plain_cnn_trains_and_fits_its_factory(tmp_path):
     assert module.eval()(torch.zeros(2, *transform.input_size)).shape == (2, 10)
 
 
+@pytest.mark.slow
 def test_the_vit_script_writes_what_the_demo_carries(tmp_path):
     run_script("train_digits_vit.py", "--epochs", 1, "--out", "vit", cwd=tmp_path)
 
@@ -72,6 +74,7 @@ def test_the_digits_split_is_fixed_and_disjoint():
     assert not set(splits["train"].samples) & set(splits["test"].samples)
 
 
+@pytest.mark.slow
 def test_the_python_example_runs(tmp_path):
     printed = run_script("python_api.py", "--calibration", 128, cwd=tmp_path)
     assert printed.count("accuracy") == 3
@@ -79,12 +82,14 @@ def test_the_python_example_runs(tmp_path):
     assert "largest difference of a logit 0.0e+00" in printed
 
 
+@pytest.mark.slow
 def test_a_budget_is_chosen_by_cross_validation(tmp_path):
     printed = run_script("sklearn_classifier.py", cwd=tmp_path)
     assert "chosen layers=" in printed
     assert float(printed.split("accuracy")[-1].split()[0]) > 0.9
 
 
+@pytest.mark.slow
 def test_the_harness_takes_a_compressed_directory(tmp_path):
     pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
     language.save("llama", tmp_path / "llama")

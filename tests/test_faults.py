@@ -49,6 +49,7 @@ def names(folder: Path) -> list[str]:
 # Signals and kills.
 
 
+@pytest.mark.slow
 def test_saving_is_whole_when_it_is_ended_at_any_step():
     """Kills, signals, a full disk, a removed directory; with and without an earlier output."""
     words = ["-m", "benchmarks.faults", "--every-step", "--stride", "8", "--json"]

@@ -402,6 +402,7 @@ def test_class_names_reach_the_model(trained_bert, tmp_path):
     ).read_bytes()
 
 
+@pytest.mark.slow
 def test_reuters_keeps_its_accuracy(tmp_path):
     model, data = SHARED / "models/minilm-reuters52", SHARED / "data/reuters52"
     if not model.is_dir() or not data.is_dir():

@@ -24,6 +24,7 @@ def commands(program):
     return [line for line in lines if line.startswith(f"{program} ")]
 
 
+@pytest.mark.slow
 def test_the_python_example_runs_as_it_stands(tmp_path):
     (code,) = [block for kind, block in BLOCKS if kind == "python"]
     done = subprocess.run(
@@ -70,7 +71,7 @@ def test_the_report_table_names_every_key():
 def test_continuous_integration_runs_the_readmes_commands():
     run = (ROOT / ".ci" / "run").read_text().splitlines()
     steps = [" ".join(line.split()[:2]) for line in run if line.startswith("make ")]
-    assert steps == ["make lint", "make types", "make test", "make fuzz"]
+    assert steps == ["make lint", "make types", "make test", "make test-slow", "make fuzz"]
     assert all(f"`{step}`" in README for step in steps)
 
 

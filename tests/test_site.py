@@ -35,6 +35,7 @@ def site(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_nothing_is_fetched_from_elsewhere(site):
     for page in site.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
@@ -45,6 +46,7 @@ def test_nothing_is_fetched_from_elsewhere(site):
         assert not re.search(r"url\(['\"]?(https?:)?//", sheet.read_text(encoding="utf-8")), sheet
 
 
+@pytest.mark.slow
 def test_every_page_is_in_the_navigation(site):
     home = (site / "index.html").read_text(encoding="utf-8")
     pages = {page.relative_to(ROOT / "docs") for page in (ROOT / "docs").rglob("*.md")}
@@ -52,6 +54,7 @@ def test_every_page_is_in_the_navigation(site):
         assert f'href="{page.with_suffix(".html").as_posix()}"' in home, page
 
 
+@pytest.mark.slow
 def test_the_reference_is_made_from_the_code(site):
     commands = (site / "reference" / "cli.html").read_text(encoding="utf-8")
     for command in app.registered_commands:

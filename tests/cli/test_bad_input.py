@@ -515,6 +515,7 @@ def test_no_space_is_seen_before_writing(place, refused, monkeypatch):
     refused(place.on_texts, "No space", "1,000 are free", "--out")
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_while_writing(place):
     """Files of this process stop growing at 20,000 bytes, as on a full disk."""
     code = (

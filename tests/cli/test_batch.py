@@ -52,6 +52,7 @@ def ran(tmp_path_factory):
     return root, run(*words, cwd=root)
 
 
+@pytest.mark.slow
 def test_each_job_ends_as_it_must(ran):
     _, done = ran
     summary = json.loads(done.stdout)
@@ -65,6 +66,7 @@ def test_each_job_ends_as_it_must(ran):
                done.stderr.splitlines())  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_jobs_result_is_what_compress_gives(ran, tmp_path, monkeypatch):
     root, _ = ran
     model = str(Path(compressor.demo.__file__).parent)
@@ -85,12 +87,14 @@ def test_a_jobs_result_is_what_compress_gives(ran, tmp_path, monkeypatch):
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_the_report_knows_its_job(ran):
     root, done = ran
     keys = {job["job"]: job["key"] for job in json.loads(done.stdout)["jobs"]}
     assert json.loads((root / "runs/half/report.json").read_text())["job"] == keys["half"]
 
 
+@pytest.mark.slow
 def test_the_plan_tells_what_is_left(ran, capsys):
     root, _ = ran
     words = ["batch", str(root / "jobs.yaml"), "--out", str(root / "runs"), "--dry-run", "--json"]

@@ -63,6 +63,7 @@ def test_measure(capsys):
     assert quotients["blocks.5.mlp.fc2"] < quotients["blocks.0.mlp.fc2"]
 
 
+@pytest.mark.slow
 def test_a_compressed_checkpoint_is_compared_with_the_dense_one(compressed, tmp_path, capsys):
     files = [f"{tmp_path}/moved.csv", f"{tmp_path}/moved.svg"]
     words = ["compare", VIT, str(compressed), *DIGITS, "--include", "blocks.[45].*", "--json"]

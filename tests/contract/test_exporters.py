@@ -186,6 +186,7 @@ def test_what_cannot_be_traced_is_refused_in_one_line(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_what_is_traced_but_does_not_run_again_is_refused(tmp_path: Path) -> None:
     name = "transformers-t5-classifier"
     given = architectures.ARCHITECTURES[name].inputs(3)
@@ -249,6 +250,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_dense_directories_load_without_this_package(tmp_path: Path) -> None:
     cases, expected = {}, {}
     for name in ("bert", "gpt2", "timm-efficientnet"):

@@ -121,6 +121,7 @@ def test_a_killed_run_goes_on_to_the_same_checkpoint(tmp_path, monkeypatch) -> N
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
+@pytest.mark.slow
 def test_what_was_kept_of_another_run_is_not_taken(tmp_path, monkeypatch) -> None:
     model = language.save("llama", tmp_path / "llama")
     monkeypatch.setattr("compressor.streaming.run.write_index", lambda *a, **b: 1 / 0)
@@ -166,6 +167,7 @@ def test_what_needs_data_or_other_files_is_refused(tmp_path) -> None:
         stream_model(settings(model, tmp_path / "again"), progress=SILENT)
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path, capsys) -> None:
     model = str(language.save("llama", tmp_path / "llama"))
     words = ["compress", model, "--budget", "layers=60%", "--out", str(tmp_path / "out")]

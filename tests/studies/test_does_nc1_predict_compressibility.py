@@ -63,6 +63,7 @@ def test_shuffling_keeps_every_class_its_size_and_what_predicts_nothing():
     assert not torch.equal(flat, before)
 
 
+@pytest.mark.slow
 def test_one_command_runs_what_it_has_and_says_what_it_skips(tmp_path, capsys):
     words = ["--out", str(tmp_path), "--samples", "30", "--calibration", "60", "--seeds", "1"]
     words += ["--budgets", "1", "--most-layers", "6", "--only", "digits-vit"]

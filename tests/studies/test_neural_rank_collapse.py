@@ -65,6 +65,7 @@ def test_truncation_is_to_the_nearest_matrix_of_the_rank(images):
     assert torch.equal(small.get_submodule("1").weight, network.get_submodule("1").weight)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_and_is_drawn(images, tmp_path, capsys):
     words = ["--out", str(tmp_path), "--steps", "30", "--polish", "5", "--workers", "1"]
     main([*words, "--only", "1"])

@@ -45,6 +45,7 @@ def lines(out):
     return (out / "points.jsonl").read_text().splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "budget"), [("nc1", "layers=20%"), ("svd", "layers=50%")])
 def test_a_point_is_what_compress_gives(method, budget, swept, tmp_path, capsys):
     found = Sweep.model_validate_json((swept / "sweep.json").read_text())
