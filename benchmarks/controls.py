@@ -132,7 +132,7 @@ def _with(
 def share_caches(source: Measurement, copy: Measurement) -> None:
     """Let a copy of a measurement use what the first one has computed once for all."""
     vars(copy)["decompositions"] = source.decompositions
-    vars(copy)["dense_selection_logits"] = source.dense_selection_logits
+    vars(copy)["dense_selection"] = source.dense_selection
 
 
 def _alpha(moments: ClassMoments) -> float:

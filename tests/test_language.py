@@ -9,7 +9,9 @@ from safetensors.torch import load_file
 from torch.nn import functional
 
 import compressor
+from compressor.cli import main
 from compressor.data import load_data
+from compressor.evaluation.paired import share_loss
 from compressor.methods.method import METHODS
 from compressor.models import load_model
 from compressor.pipeline import compress_model, evaluate_model, inspect_model, measure_model
@@ -165,3 +167,65 @@ def test_every_method_takes_a_language_model(method, corpus, tmp_path):
         method=method,
     )
     assert found.compressed.kl_to_dense > 0
+
+
+def correct_tokens(model, split):
+    """Return whether each predicted token is the model's likeliest, and its window's number."""
+    correct, windows = [], []
+    with torch.no_grad():
+        for inputs, labels in split:
+            hits = model(**inputs).logits.argmax(-1) == labels
+            for row in range(len(labels)):
+                correct.append(hits[row][labels[row] >= 0])
+                windows += [len(correct) - 1] * len(correct[-1])
+    return torch.cat(correct).numpy(), torch.tensor(windows).numpy()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert", "t5"])
+def test_promises_of_tokens_are_judged_by_window(family, corpus, tmp_path):
+    loaded = load_model(ModelSettings(model=str(language.save(family, tmp_path / "dense"))))
+    data = load_data(DataSettings(data=str(corpus), **DATA, selection=40), loaded, seed=0)
+    budgets = ("drop=25", "drop=90@agreement", "drop=20@perplexity")
+    found = compressor.measure(
+        loaded.module, data.calibration, selection=data.selection, method="svd"
+    )
+    made = compressor.plan(found, budgets, method="svd")
+    assert any(trial.kept for trial in made.trials)
+    chosen = min((trial for trial in made.trials if trial.kept), key=lambda trial: trial.share)
+    by_metric = {loss.metric: loss for loss in chosen.losses}
+    small = compressor.factorize(loaded.module, made)
+    dense, windows = correct_tokens(loaded.module, data.selection)
+    after, _ = correct_tokens(small, data.selection)
+    expected = share_loss(dense, after, windows=windows, level=0.9)
+    assert (expected.value, expected.low, expected.high) == pytest.approx(
+        (by_metric["top-1"].value, by_metric["top-1"].low, by_metric["top-1"].high)
+    )
+    before, now = (
+        compressor.evaluate(model, data.selection).loss for model in (loaded.module, small)
+    )
+    assert by_metric["perplexity"].value == pytest.approx(math.expm1(now - before))
+    assert all(loss.high <= loss.most for loss in chosen.losses)
+    assert by_metric["perplexity"].unit == "percent"
+
+
+def test_a_promise_of_tokens_through_the_command_line(corpus, tmp_path, capsys):
+    model = language.save("llama", tmp_path / "dense")
+    words = ["compress", str(model), "--data", str(corpus), "--max-length", "24", "--limit", "8"]
+    words += ["--calibration", "12", "--method", "svd", "--out", str(tmp_path / "small")]
+    assert main([*words, "--budget", "drop=1@macro-f1"]) == 2
+    refused = capsys.readouterr().err
+    assert "macro F1, which has no meaning where a model predicts tokens" in " ".join(
+        refused.split()
+    )
+    assert "measure" not in refused
+    assert main([*words, "--budget", "drop=20%@perplexity", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["data"]["selection"]["samples"] > 12  # windows enough to judge by
+    assert report["budgets"][0]["met"]
+    assert report["budgets"][0]["limit"] == "20 % of perplexity"
+    lost = {loss["metric"]: loss for loss in report["losses"]}
+    assert set(lost) == {"top-1", "top-5", "log-loss", "calibration-error", "perplexity"}
+    dense, small = report["dense"]["perplexity"], report["compressed"]["perplexity"]
+    assert lost["perplexity"]["value"] == pytest.approx(small / dense - 1)
+    page = (tmp_path / "small" / "report.html").read_text()
+    assert "Search for the smallest model" in page

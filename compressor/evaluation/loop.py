@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from compressor.errors import DataError, ModelError
-from compressor.evaluation.metrics.metric import Predictions, predictions
+from compressor.evaluation.metrics.metric import Integers, Predictions, condensed, joined
 from compressor.evaluation.tokens import TokenLogits, TokenScores
 from compressor.forward import Batch, Batches, Forward, batch_length
 from compressor.progress import SILENT, Progress
@@ -41,6 +42,7 @@ class Evaluation:
             are then means over tokens, and samples are windows.
         per_class: Counts of each of the C classes; empty without labels.
         labels: The true classes [N], or None without labels or where tokens are predicted.
+        predictions: What was predicted of each sample, or of each token; None without labels.
     """
 
     samples: int
@@ -52,13 +54,16 @@ class Evaluation:
     tokens: int | None = None
     per_class: tuple[ClassCount, ...] = field(default=(), repr=False)
     labels: Tensor | None = field(default=None, repr=False)
+    predictions: Predictions | None = field(default=None, repr=False)
 
     @property
-    def predictions(self) -> Predictions | None:
-        """The class distributions beside the labels; None where there are none of either."""
-        if self.labels is None or not isinstance(self.logits, Tensor):
-            return None
-        return predictions(self.logits, self.labels)
+    def classes(self) -> Integers:
+        """The likeliest class of each sample, or token of each position."""
+        if self.predictions is not None:
+            return self.predictions.classes
+        assert isinstance(self.logits, Tensor)
+        found: Integers = self.logits.argmax(1).cpu().numpy()
+        return found
 
 
 def evaluate(
@@ -130,13 +135,14 @@ def score(
     _require_finite(logits)
     accuracy = loss = divergence = agreement = None
     per_class: tuple[ClassCount, ...] = ()
-    log_p = logits.double().log_softmax(1)
+    predictions: Predictions | None = None
     if labels is not None:
         _require_classes(labels, logits)
         correct = logits.argmax(1) == labels
         accuracy = float(correct.double().mean())
         per_class = _count_classes(labels, correct, logits.shape[1])
-        loss = float(-log_p.gather(1, labels[:, None]).mean())
+        predictions = condensed(logits.double().log_softmax(1), labels.to(logits.device))
+        loss = float(-predictions.true.mean())
     if dense_logits is not None:
         if dense_logits.shape != logits.shape:
             raise ValueError(
@@ -155,6 +161,7 @@ def score(
         logits,
         per_class=per_class,
         labels=labels,
+        predictions=predictions,
     )
 
 
@@ -182,17 +189,19 @@ def _evaluate_tokens(
         hidden = own.hidden(index, inputs) if dense is None else forward(model, inputs)
         other = None if dense is None else (dense.head, dense.hidden(index, inputs))
         scores.add(own.head, hidden, labels, other)
-    if not scores.tokens:
+    if not scores.parts:
         raise DataError("There is nothing to evaluate on: no batch holds a token to predict.")
-    count = scores.tokens
+    predictions = joined(scores.parts)
+    count = len(predictions.labels)
     return Evaluation(
         samples=scores.samples,
-        accuracy=scores.right / count,
-        loss=scores.loss / count,
+        accuracy=float(predictions.correct.mean()),
+        loss=float(-predictions.true.mean(dtype=np.float64)),
         kl_to_dense=None if dense is None else max(scores.divergence / count, 0.0),
         agreement=None if dense is None else scores.alike / count,
         logits=own,
         tokens=count,
+        predictions=predictions,
     )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from compressor.errors import DataError, ModelError
+from compressor.evaluation.metrics.metric import Predictions, condensed
 from compressor.forward import Inputs
 from compressor.tokens import Head, TokenForward
 
@@ -46,23 +46,19 @@ class TokenLogits:
 
 @dataclass
 class TokenScores:
-    """Sums over the predicted tokens, in float64.
+    """What was found of the predicted tokens, from chunk to chunk.
 
     Args:
         samples: Windows seen.
-        tokens: Tokens predicted.
-        right: Of these, predicted as the most likely one.
         alike: Tokens at which this and the dense model think the same one most likely.
-        loss: Summed −log p of the true tokens in nats.
-        divergence: Summed KL(dense ‖ this) in nats.
+        divergence: Summed KL(dense ‖ this) in nats, in float64.
+        parts: The predictions of each chunk.
     """
 
     samples: int = 0
-    tokens: int = 0
-    right: int = 0
     alike: int = 0
-    loss: float = 0.0
     divergence: float = 0.0
+    parts: list[Predictions] = field(default_factory=list)
 
     def add(
         self,
@@ -91,21 +87,18 @@ class TokenScores:
         predicted = (labels >= 0).to(hidden.device)
         rows, true = hidden[predicted], labels.to(hidden.device)[predicted]
         others = None if dense is None else dense[1][predicted]
+        windows = self.samples + predicted.nonzero()[:, 0]
         self.samples += len(labels)
-        self.tokens += len(rows)
         for part in head.chunks(rows):
             logits = head(rows[part]).float()
             _check(logits, true[part])
             log_q = logits.log_softmax(1)
-            self.loss += float(
-                functional.nll_loss(log_q, true[part], reduction="none").double().sum()
-            )
-            best = logits.argmax(1)
-            self.right += int((best == true[part]).sum())
+            found = condensed(log_q, true[part], windows[part])
+            self.parts.append(found)
             if dense is None or others is None:
                 continue
             log_p = dense[0](others[part]).float().log_softmax(1)
-            self.alike += int((log_p.argmax(1) == best).sum())
+            self.alike += int((log_p.argmax(1).cpu().numpy() == found.classes).sum())
             gap = (log_p.exp() * (log_p - log_q)).sum(1)
             self.divergence += float(gap.double().sum())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import lcm
 from typing import Protocol
 
@@ -29,12 +29,14 @@ class Budget:
         amount: A share of the dense model's cost, in (0, 1], or an amount in the kind's unit.
         relative: Whether it is a share.
         at: What it is counted at, for kinds that ask: the batch size of ``latency=60%@32``.
+        unit: The unit as written, for kinds that check it.
     """
 
     kind: str
     amount: float
     relative: bool = True
     at: str | None = None
+    unit: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         """Return the budget as a person would write it."""
@@ -112,7 +114,7 @@ def parse_budget(text: str) -> Budget:
     budget = _amount(text, member, number, unit)
     if budget.amount <= 0 and member.shares:
         raise UsageError(_impossible_share(text, 0.0, member))
-    budget = replace(budget, at=at)
+    budget = replace(budget, at=at, unit=unit)
     member.check(budget)
     return budget
 

@@ -15,8 +15,7 @@ from compressor.collapse.capture import Statistics
 from compressor.collapse.metrics import nc1_quotient
 from compressor.collapse.row_energy import BatchEnergies, batch_energies
 from compressor.collapse.watch import LayerStatistics
-from compressor.evaluation.loop import Evaluation, evaluate
-from compressor.evaluation.tokens import TokenLogits
+from compressor.evaluation.loop import Evaluation, evaluate, score
 from compressor.forward import Batches, Forward
 from compressor.layers.candidates import Candidates
 from compressor.methods.attribution import attributed_divergence
@@ -120,20 +119,22 @@ class Measurement:
         return {name: nc1_quotient(layer.input_classes) for name, layer in self.layers.items()}
 
     @cached_property
-    def dense_selection_logits(self) -> Tensor | TokenLogits | None:
-        """The dense model's logits on the selection data."""
+    def dense_selection(self) -> Evaluation | None:
+        """How the dense model fares on the selection data; None where there is none."""
         if self.selection is None:
             return None
         if self.cache is None or isinstance(self.forward, TokenForward):
-            return evaluate(self.model, self.selection, forward=self.forward).logits
+            return evaluate(self.model, self.selection, forward=self.forward)
 
         def make() -> Tensors:
             assert self.selection is not None
-            logits = evaluate(self.model, self.selection, forward=self.forward).logits
-            assert isinstance(logits, Tensor)
-            return {"logits": logits}
+            found = evaluate(self.model, self.selection, forward=self.forward)
+            assert isinstance(found.logits, Tensor)
+            labels = {} if found.labels is None else {"labels": found.labels}
+            return {"logits": found.logits, **labels}
 
-        return self.cache.tensors("logits", {"split": "selection"}, make)["logits"]
+        kept = self.cache.tensors("logits", {"split": "selection"}, make)
+        return score(kept["logits"], kept.get("labels"))
 
     def factorized(
         self, ranks: dict[str, int], recipe: Recipe, *, progress: Progress = SILENT
@@ -251,7 +252,7 @@ class Measurement:
             compressed,
             self.selection,
             forward=self.forward,
-            dense_logits=self.dense_selection_logits,
+            dense_logits=None if self.dense_selection is None else self.dense_selection.logits,
         )
 
 

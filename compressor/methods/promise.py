@@ -3,7 +3,8 @@
 The share of the layers' weights is bisected; each trial is one evaluation on the selection data,
 from statistics and decompositions that are there already. A promise is kept where the upper end of
 the paired interval of the loss lies within it: a one-sided test at 95 %. So neither is noise taken
-for loss, as both models see the same samples, nor luck for quality. The test data has no part.
+for loss, as both models see the same samples, nor luck for quality. Of models that predict tokens
+the samples are windows. The test data has no part.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compressor.errors import DataError, UsageError
+import numpy as np
+
+from compressor.errors import DataError
 from compressor.evaluation.loop import Evaluation
-from compressor.evaluation.metrics.metric import Predictions, predictions
-from compressor.evaluation.paired import paired_loss
-from compressor.evaluation.tokens import TokenLogits
+from compressor.evaluation.paired import Loss, paired_loss, share_loss
 from compressor.methods.allocation import ALLOCATORS
 from compressor.methods.budget import Budget, smallest
 from compressor.methods.budgets.drop import AGREEMENT, metric_of, most
@@ -78,7 +79,6 @@ def keep_promises(
 
     Raises:
         DataError: If there is no selection data, or a promise needs labels and there are none.
-        UsageError: If the model predicts tokens.
     """
     judge = _Judge(measurement, promises)
     candidates = measurement.candidates
@@ -123,16 +123,11 @@ class _Judge:
     """Judges compressed models by what they lose of each promised metric."""
 
     def __init__(self, measurement: Measurement, promises: Sequence[Budget]) -> None:
-        dense = measurement.dense_selection_logits
+        dense = measurement.dense_selection
         if dense is None:
             raise DataError(
                 "A drop= budget is judged on held-out selection samples, and there are none. Give "
                 "more data."
-            )
-        if isinstance(dense, TokenLogits):
-            raise UsageError(
-                "A drop= budget needs class predictions, and this model predicts tokens. Give "
-                "layers=, params=, size= or flops=."
             )
         self._promises = promises
         self._dense = dense
@@ -142,10 +137,12 @@ class _Judge:
         losses = []
         for budget in self._promises:
             metric = metric_of(budget)
-            dense, compressed = self._pair(budget, found)
-            loss = paired_loss(metric, dense, compressed, level=LEVEL)
+            loss = self._agreement(found) if budget.at == AGREEMENT else self._loss(budget, found)
             if loss is None:
-                raise DataError(f"{metric.title} has no meaning on this data, asked by {budget}.")
+                raise DataError(
+                    f"The budget {budget} cannot be judged on the selection data: {metric.title} "
+                    "has no meaning on it, or it is a single window. Give more data."
+                )
             losses.append(
                 PromisedLoss(
                     budget=str(budget),
@@ -160,16 +157,21 @@ class _Judge:
         kept = all(loss.high <= loss.most + 1e-12 or loss.unchanged for loss in losses)
         return Trial(share=share, losses=tuple(losses), kept=kept)
 
-    def _pair(self, budget: Budget, found: Evaluation) -> tuple[Predictions, Predictions]:
-        assert not isinstance(found.logits, TokenLogits)
-        labels = self._dense.argmax(1) if budget.at == AGREEMENT else found.labels
-        if labels is None:
+    def _agreement(self, found: Evaluation) -> Loss | None:
+        """Return the share of samples that the models differ on: the dense one is always right."""
+        alike = found.classes == self._dense.classes
+        windows = None if found.predictions is None else found.predictions.windows
+        return share_loss(np.ones_like(alike), alike, windows=windows, level=LEVEL)
+
+    def _loss(self, budget: Budget, found: Evaluation) -> Loss | None:
+        if self._dense.predictions is None or found.predictions is None:
             raise DataError(
                 f"The budget {budget} needs labels, and the data has none. "
                 f"drop={budget.amount:g}@{AGREEMENT} does without: it asks how often both models "
                 "predict alike."
             )
-        return predictions(self._dense, labels), predictions(found.logits, labels)
+        metric = metric_of(budget)
+        return paired_loss(metric, self._dense.predictions, found.predictions, level=LEVEL)
 
 
 def decide_again(

@@ -58,12 +58,13 @@ def _promised(text: str, made: Plan) -> list[BudgetFigures]:
     if chosen is None:
         return []  # a plan that was edited, or made by hand
     (loss,) = [loss for loss in chosen.losses if loss.budget == str(budget)]
-    name = loss.metric
+    unit = "%" if loss.unit == "percent" else loss.unit
+    limit = f"{budget.amount:g} {unit} of {loss.metric}"
     if not chosen.kept and not made.unmet:
         return [
             BudgetFigures(
                 budget=text,
-                limit=f"{budget.amount:g} {loss.unit} of {name}",
+                limit=limit,
                 reached="0, as every layer stays dense",
                 dense="0",
                 met=True,
@@ -72,7 +73,7 @@ def _promised(text: str, made: Plan) -> list[BudgetFigures]:
     return [
         BudgetFigures(
             budget=text,
-            limit=f"{budget.amount:g} {loss.unit} of {name}",
+            limit=limit,
             reached=loss.text,
             dense="0",
             met=loss.high <= loss.most + 1e-12,

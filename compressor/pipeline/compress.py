@@ -14,7 +14,7 @@ from compressor.methods.plan import Plan, read_plan
 from compressor.methods.recover import Recovery, recover
 from compressor.methods.subject import Subject
 from compressor.models import LoadedModel
-from compressor.pipeline.request import check_names, enough_to_judge, inputs_of
+from compressor.pipeline.request import check_names, inputs_of
 from compressor.pipeline.result import make_report, save_result
 from compressor.pipeline.resume import finished_before, kept_results
 from compressor.pipeline.steps import (
@@ -75,7 +75,7 @@ def compress_model(
         )
     check_names(method)
     watch = watch or Stopwatch()
-    loaded = load_run(settings.model, enough_to_judge(settings.data, method), seed, watch, progress)
+    loaded = load_run(settings.model, settings.data, seed, watch, progress, method=method)
     subject = subject_run(loaded, method)
     if given is None:
         grant_run(subject, method)  # what cannot be met is refused before anything is measured

@@ -8,7 +8,7 @@ from compressor.checkpoint.save import refuse_existing_file, refuse_inputs, writ
 from compressor.figures import left_dense
 from compressor.methods.outcome import layer_figures
 from compressor.pipeline.budgets import budget_figures
-from compressor.pipeline.request import check_names, enough_to_judge, inputs_of
+from compressor.pipeline.request import check_names, inputs_of
 from compressor.pipeline.steps import grant_run, load_run, measure_run, plan_run, subject_run
 from compressor.progress import Progress
 from compressor.schema import PlanReport
@@ -37,7 +37,7 @@ def plan_model(
         refuse_existing_file(out, overwrite=overwrite)
     check_names(method)
     watch = Stopwatch()
-    loaded = load_run(model, enough_to_judge(data, method), seed, watch, progress)
+    loaded = load_run(model, data, seed, watch, progress, method=method)
     subject = subject_run(loaded, method)
     grant_run(subject, method)  # what cannot be met is refused before anything is measured
     found = measure_run(loaded, method, seed, watch, progress)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from compressor.evaluation.runtimes.runtime import RUNTIMES
+from compressor.forward import Task
 from compressor.methods.budget import parse_budget
 from compressor.methods.method import METHODS
 from compressor.settings import DataSettings, MethodSettings, ModelSettings
 
 SELECTION_TO_JUDGE = 2048
 """Held-out samples that a ``drop=`` budget is judged on, at most, where nothing else is said."""
+
+WINDOWS_TO_JUDGE = 128
+"""The same where samples are windows, of hundreds of predicted tokens each."""
 
 
 def inputs_of(
@@ -28,7 +32,7 @@ def check_names(method: MethodSettings) -> None:
         parse_budget(budget)
 
 
-def enough_to_judge(data: DataSettings, method: MethodSettings) -> DataSettings:
+def enough_to_judge(data: DataSettings, method: MethodSettings, task: Task) -> DataSettings:
     """Return data settings with selection samples enough to tell a point of accuracy.
 
     Only a ``drop=`` budget asks for that; the promise is judged by an interval that many samples
@@ -37,4 +41,5 @@ def enough_to_judge(data: DataSettings, method: MethodSettings) -> DataSettings:
     asked = any(parse_budget(budget).kind == "drop" for budget in method.budget)
     if not asked or data.selection is not None:
         return data
-    return data.model_copy(update={"selection": SELECTION_TO_JUDGE})
+    most = SELECTION_TO_JUDGE if task == "classification" else WINDOWS_TO_JUDGE
+    return data.model_copy(update={"selection": most})

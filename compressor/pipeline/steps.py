@@ -20,6 +20,7 @@ from compressor.methods.measurement import Measurement, default_device
 from compressor.methods.plan import Plan
 from compressor.methods.subject import Subject
 from compressor.models import load_model
+from compressor.pipeline.request import enough_to_judge
 from compressor.progress import Progress
 from compressor.settings import DataSettings, MethodSettings, ModelSettings
 from compressor.stages import candidates_of, measure, plan, probe_inputs
@@ -35,12 +36,15 @@ def load_run(
     progress: Progress,
     *,
     splits: Collection[str] = SPLITS,
+    method: MethodSettings | None = None,
 ) -> Loaded:
-    """Load a model and its data."""
+    """Load a model and its data, enough of it to judge the budgets that a method is given."""
     with watch.stage("load"):
         found = load_model(model)
         for note in found.notes:
             progress.note(note)
+        if method is not None:
+            data = enough_to_judge(data, method, found.task)
         labelled = load_data(data, found, seed=seed, splits=splits, progress=progress)
     device = default_device(found.module)
     forward = Forward(classes=labelled.classes, device=device, group=current())

@@ -12,14 +12,14 @@ class PairedLoss(Strict):
 
     Args:
         metric: Registered name, or ``agreement``.
-        unit: ``points`` of figures that are shares, or ``nats``.
+        unit: ``points`` of figures that are shares, ``nats``, or ``percent`` of the dense model's.
         value: The loss, positive where the compressed model is worse; a share, or nats.
         low: Lower end of its interval.
         high: Upper end.
     """
 
     metric: str
-    unit: Literal["points", "nats"]
+    unit: Literal["points", "nats", "percent"]
     value: float
     low: float
     high: float
@@ -31,10 +31,10 @@ class PairedLoss(Strict):
 
     @property
     def text(self) -> str:
-        """The loss and its interval, in points or nats."""
-        scale = 100 if self.unit == "points" else 1
+        """The loss and its interval, in its unit."""
+        scale = 1 if self.unit == "nats" else 100
         value, low, high = (
             f"{scale * number:.3g}".replace("-", "−")
             for number in (self.value, self.low, self.high)
         )
-        return f"{value} {self.unit} ({low} … {high})"
+        return f"{value} {'%' if self.unit == 'percent' else self.unit} ({low} … {high})"

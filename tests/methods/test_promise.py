@@ -12,7 +12,7 @@ from compressor.evaluation.metrics.metric import METRICS
 from compressor.methods.budget import BUDGETS, parse_budget
 from compressor.methods.budgets.drop import metric_of, most
 from compressor.methods.promise import TRIALS
-from compressor.stages import plan
+from compressor.stages import plan, subject_of
 from tests.methods.measured import batches, measured
 
 
@@ -100,7 +100,15 @@ def test_amounts_are_points_or_nats():
     assert most(parse_budget("drop=0.5%@macro-f1")) == 0.005
     assert most(parse_budget("drop=0.02@log-loss")) == 0.02
     assert metric_of(parse_budget("drop=1@agreement")) is METRICS.get("top-1")
-    assert BUDGETS.get("drop").constraint(parse_budget("drop=1"), None) is None
+    assert most(parse_budget("drop=5%@perplexity")) == 0.05
+    subject = subject_of(measured("svd"))
+    assert BUDGETS.get("drop").constraint(parse_budget("drop=1"), subject) is None
+    with pytest.raises(UsageError, match=r"perplexity, which has no meaning .* predicts classes"):
+        BUDGETS.get("drop").constraint(parse_budget("drop=1@perplexity"), subject)
+    with pytest.raises(UsageError, match=r"log-loss is told in nats, not in '%'"):
+        parse_budget("drop=1%@log-loss")
+    with pytest.raises(UsageError, match=r"top-1 is told in points, not in 'nats': write drop=1\."):
+        parse_budget("drop=1nats")
     with pytest.raises(UsageError, match=r"names no quality metric\. Available: .*top-1"):
         parse_budget("drop=1@f2")
 

@@ -19,5 +19,12 @@ def balanced_accuracy(found: Predictions, weights: Floats) -> float:
 
 
 METRICS.register("balanced-accuracy")(
-    Metric("balanced-accuracy", "balanced accuracy", "points", True, balanced_accuracy)
+    Metric(
+        "balanced-accuracy",
+        "balanced accuracy",
+        "points",
+        True,
+        balanced_accuracy,
+        of=("classes",),
+    )
 )

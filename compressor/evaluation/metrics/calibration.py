@@ -15,7 +15,7 @@ def calibration_error(found: Predictions, weights: Floats) -> float:
     Σ_b (n_b/N) |accuracy_b − confidence_b|: Guo, Pleiss, Sun and Weinberger, "On Calibration of
     Modern Neural Networks", ICML 2017, equation 3.
     """
-    confidence = np.exp(found.log_probabilities.max(1))
+    confidence = np.exp(found.top.astype(np.float64))
     # Bins are (a, b], as in the paper: a confidence of exactly 1 belongs to the last.
     index = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
     gaps = np.bincount(index, weights * (found.correct - confidence), BINS)

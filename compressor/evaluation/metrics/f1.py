@@ -12,12 +12,13 @@ def macro_f1(found: Predictions, weights: Floats) -> float:
 
     A class that is never predicted rightly counts 0, as in scikit-learn's f1_score.
     """
-    size = found.log_probabilities.shape[1]
-    samples = np.bincount(found.labels, weights, size)
-    predicted = np.bincount(found.classes, weights, size)
-    correct = np.bincount(found.labels, weights * found.correct, size)
+    samples = np.bincount(found.labels, weights, found.width)
+    predicted = np.bincount(found.classes, weights, found.width)
+    correct = np.bincount(found.labels, weights * found.correct, found.width)
     seen = samples + predicted > 0
     return float((2 * correct[seen] / (samples + predicted)[seen]).mean())
 
 
-METRICS.register("macro-f1")(Metric("macro-f1", "macro F1", "points", True, macro_f1))
+METRICS.register("macro-f1")(
+    Metric("macro-f1", "macro F1", "points", True, macro_f1, of=("classes",))
+)

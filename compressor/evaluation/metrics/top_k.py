@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from compressor.evaluation.metrics.metric import METRICS, Floats, Metric, Predictions
+from compressor.evaluation.metrics.metric import METRICS, Booleans, Floats, Metric, Predictions
 
 
 def top_1(found: Predictions, weights: Floats) -> float:
@@ -13,16 +12,15 @@ def top_1(found: Predictions, weights: Floats) -> float:
     return float(np.average(found.correct, weights=weights))
 
 
-def within_5(found: Predictions) -> NDArray[np.bool_]:
+def within_5(found: Predictions) -> Booleans:
     """Return whether fewer than 5 other classes are likelier than the true one, [N]."""
-    true = np.take_along_axis(found.log_probabilities, found.labels[:, None], 1)
-    likelier: NDArray[np.bool_] = (found.log_probabilities > true).sum(1) < 5
-    return likelier
+    within: Booleans = found.likelier < 5
+    return within
 
 
 def top_5(found: Predictions, weights: Floats) -> float | None:
     """Return top-5 accuracy; None with 5 classes or fewer, where it is always 1."""
-    if found.log_probabilities.shape[1] <= 5:
+    if found.width <= 5:
         return None
     return float(np.average(within_5(found), weights=weights))
 

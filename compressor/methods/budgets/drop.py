@@ -1,4 +1,4 @@
-"""``drop=1`` or ``drop=1@macro-f1``: the largest loss of quality, in points (or nats).
+"""``drop=1`` or ``drop=1@macro-f1``: the largest loss of quality, in points, nats or percent.
 
 Ranks alone do not tell it: `compressor.methods.promise` searches the smallest model that keeps it.
 """
@@ -8,14 +8,22 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from compressor.errors import UsageError
-from compressor.evaluation.metrics.metric import METRICS, Metric
+from compressor.evaluation.metrics.metric import METRICS, Kind, Metric
 from compressor.methods.budget import BUDGETS, Budget
 from compressor.methods.subject import Subject
+from compressor.tokens import TokenForward
 
 AGREEMENT = "agreement"
 """Share of samples on which both models predict alike: accuracy, the dense model being right."""
 
 DEFAULT = "top-1"
+
+UNITS = {
+    "points": ("", "%", "point", "points"),
+    "percent": ("", "%"),
+    "nats": ("", "nats"),
+}
+"""How an amount may be written, by the unit of its metric."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,12 @@ class Drop:
 
     def check(self, budget: Budget) -> None:
         """Refuse what is no metric behind the @, and a unit that is not the metric's."""
-        metric_of(budget)
+        metric = metric_of(budget)
+        if budget.unit not in UNITS[metric.unit]:
+            raise UsageError(
+                f"A loss of {budget.at or DEFAULT} is told in {metric.unit}, not in "
+                f"{budget.unit!r}: write drop={budget.amount:g}{f'@{budget.at}' * bool(budget.at)}."
+            )
 
     def multiple(self, subject: Subject) -> int:
         """Return 1: any rank will do."""
@@ -43,8 +56,21 @@ class Drop:
         return f"{amount:.6g}"
 
     def constraint(self, budget: Budget, subject: Subject) -> None:
-        """Only running a model tells what it lost."""
-        del budget, subject
+        """Only running a model tells what it lost; but whether the metric fits is known.
+
+        Raises:
+            UsageError: If the metric has no meaning for what the model predicts.
+        """
+        kind: Kind = "tokens" if isinstance(subject.forward, TokenForward) else "classes"
+        metric = metric_of(budget)
+        if kind not in metric.of:
+            known = ", ".join(
+                (*(name for name, member in METRICS.items() if kind in member.of), AGREEMENT)
+            )
+            raise UsageError(
+                f"The budget {budget} asks for {metric.title}, which has no meaning where a model "
+                f"predicts {kind}. Available: {known}."
+            )
 
 
 def metric_of(budget: Budget) -> Metric:
@@ -66,7 +92,7 @@ def metric_of(budget: Budget) -> Metric:
 
 def most(budget: Budget) -> float:
     """Return the largest loss in the metric's own unit: a share, or nats."""
-    return budget.amount / 100 if metric_of(budget).unit == "points" else budget.amount
+    return budget.amount if metric_of(budget).unit == "nats" else budget.amount / 100
 
 
 BUDGETS.register("drop")(Drop())
