@@ -156,6 +156,7 @@ def load_windows(
     draws = draw_splits(
         {name: len(windows) for name, windows in splits.items()},
         calibration=calibration,
+        selection=settings.selection,
         limit=settings.limit,
         seed=seed,
     )
