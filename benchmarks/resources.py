@@ -23,10 +23,12 @@ class Cost:
     Args:
         seconds: Wall time.
         memory: Peak resident bytes above those at its start; None where the system does not tell.
+        peak: Peak resident bytes, those at its start included; None likewise.
     """
 
     seconds: float = 0.0
     memory: int | None = None
+    peak: int | None = None
 
 
 @contextmanager
@@ -44,7 +46,13 @@ def metered() -> Iterator[Cost]:
         cost.seconds = time.perf_counter() - start
         after = None if before is None else _status("VmHWM")
         if before is not None and after is not None:
-            cost.memory = max(after - before, 0)
+            cost.memory, cost.peak = max(after - before, 0), after
+
+
+def resident() -> int | None:
+    """Return the resident bytes of this process, freed memory given back; None off Linux."""
+    _give_back()
+    return _status("VmRSS")
 
 
 def _restarted_peak() -> int | None:
