@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from compressor.distributed import ALONE, Group
 from compressor.errors import ModelError
+from compressor.progress import SILENT, Progress
+from compressor.room import Room
 
 Inputs: TypeAlias = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 """What a model is called on: ``model(x)``, ``model(*xs)`` or ``model(**xs)``."""
@@ -34,11 +36,13 @@ class Forward:
             classes; labels count positions in it. None compares all logits.
         device: Where inputs are moved before the call.
         group: The processes that share passes over batches.
+        room: What is known of the samples that fit into memory at once.
     """
 
     classes: Tensor | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     group: Group = ALONE
+    room: Room = field(default_factory=Room, compare=False)
 
     def __call__(self, model: nn.Module, inputs: Inputs) -> Tensor:
         """Return the logits [B, C] of one batch.
@@ -53,6 +57,19 @@ class Forward:
                 "A model that predicts tokens needs labels [batch, tokens]."
             )
         return logits if self.classes is None else logits[:, self.classes.to(logits.device)]
+
+    def rows(self, model: nn.Module, inputs: Inputs, progress: Progress = SILENT) -> Tensor:
+        """Return what a call gives for a batch, in parts of it where the whole does not fit.
+
+        For passes without gradients and hooks, whose rows do not depend on each other.
+        """
+        size = batch_length(inputs)
+
+        def rows(start: int, stop: int) -> Tensor:
+            return self(model, inputs if stop - start == size else part(inputs, start, stop))
+
+        found = self.room.calls(rows, size, progress)
+        return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
@@ -101,6 +118,62 @@ def to_device(inputs: Inputs, device: torch.device) -> Inputs:
 def batch_length(inputs: Inputs) -> int:
     """Return the number of samples in a batch."""
     return len(first_tensor(inputs))
+
+
+def part(inputs: Inputs, start: int, stop: int) -> Inputs:
+    """Return the samples from ``start`` up to ``stop`` of a batch."""
+    if isinstance(inputs, Tensor):
+        return inputs[start:stop]
+    if isinstance(inputs, Mapping):
+        return {key: value[start:stop] for key, value in inputs.items()}
+    return tuple(value[start:stop] for value in inputs)  # loaders turn tuples into lists
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Batches of at most so many samples, cut from larger ones.
+
+    Args:
+        batches: The larger ones.
+        batch_size: Largest number of samples.
+    """
+
+    batches: Batches
+    batch_size: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield each batch's parts in order."""
+        for inputs, labels in self.batches:
+            for start in range(0, batch_length(inputs), self.batch_size):
+                stop = start + self.batch_size
+                yield part(inputs, start, stop), None if labels is None else labels[start:stop]
+
+
+def fitted(batches: Batches, most: int | None) -> Batches:
+    """Return the same samples in batches of at most ``most``; None leaves them as they are.
+
+    A split batches them anew, as it would have done for a smaller batch size in the first place.
+    """
+    if most is None or largest_batch(batches) <= most:
+        return batches
+    split: Any = batches
+    if _batches_itself(split):
+        smaller: Batches = replace(split, batch_size=most)
+        return smaller
+    return Parts(batches, most)
+
+
+def largest_batch(batches: Batches) -> int:
+    """Return the samples of the largest batch: as a split says, else of the first; 0 for none."""
+    split: Any = batches
+    if _batches_itself(split):
+        return int(split.batch_size)
+    return next((batch_length(inputs) for inputs, _ in batches), 0)
+
+
+def _batches_itself(batches: Any) -> bool:
+    """Return whether batches are samples with a size to batch them by, as the splits are."""
+    return is_dataclass(batches) and hasattr(batches, "batch_size")
 
 
 def repeated(inputs: Inputs, samples: int) -> Inputs:

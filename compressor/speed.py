@@ -11,6 +11,7 @@ from compressor.evaluation.speed_table import speed_table
 from compressor.forward import first_tensor
 from compressor.layers.lowrank import lowrank_layers
 from compressor.methods.subject import Subject
+from compressor.room import is_out_of_memory
 from compressor.schema import LatencyFigures, LayerTime, SpeedFigures
 
 BATCHES = (1, 32)
@@ -44,26 +45,12 @@ def speed_figures(
                 f"take {LONGEST:g} s."
             )
             continue
-        inputs = subject.inputs(batch)
-        timed = compare_latency(
-            subject.model,
-            compressed,
-            inputs,
-            forward=subject.forward,
-            runtime=subject.runtime,
-            rounds=11,
-            seconds=2.0,
-        )
-        found.append(
-            LatencyFigures(
-                batch=batch,
-                rounds=timed.rounds,
-                dense=timed.dense,
-                compressed=timed.compressed,
-                dense_memory=peak_memory(subject.model, inputs, forward=subject.forward),
-                compressed_memory=peak_memory(compressed, inputs, forward=subject.forward),
-            )
-        )
+        try:
+            found.append(_batch_figures(subject, compressed, batch))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            notes.append(f"Batch {batch} was not timed: memory ran out on it.")
     layers: tuple[LayerTime, ...] = ()
     if found and found[-1].compressed > CLEARLY_FASTER * found[-1].dense:
         layers = _layer_times(subject, compressed, found[-1].batch)
@@ -75,6 +62,28 @@ def speed_figures(
         batches=tuple(found),
         layers=layers,
         notes=tuple(notes),
+    )
+
+
+def _batch_figures(subject: Subject, compressed: nn.Module, batch: int) -> LatencyFigures:
+    """Return the time and the memory of both models at a batch size."""
+    inputs = subject.inputs(batch)
+    timed = compare_latency(
+        subject.model,
+        compressed,
+        inputs,
+        forward=subject.forward,
+        runtime=subject.runtime,
+        rounds=11,
+        seconds=2.0,
+    )
+    return LatencyFigures(
+        batch=batch,
+        rounds=timed.rounds,
+        dense=timed.dense,
+        compressed=timed.compressed,
+        dense_memory=peak_memory(subject.model, inputs, forward=subject.forward),
+        compressed_memory=peak_memory(compressed, inputs, forward=subject.forward),
     )
 
 

@@ -18,7 +18,18 @@ from compressor.collapse.state import state_of, statistics_of
 from compressor.collapse.token_capture import capture_tokens
 from compressor.collapse.watch import home
 from compressor.errors import BudgetError, DataError, ModelError, UsageError
-from compressor.forward import Batch, Batches, Forward, Inputs, batch_length, repeated, to_device
+from compressor.forward import (
+    Batch,
+    Batches,
+    Forward,
+    Inputs,
+    batch_length,
+    fitted,
+    largest_batch,
+    part,
+    repeated,
+    to_device,
+)
 from compressor.layers.candidates import Candidates, find_candidates
 from compressor.layers.unfusing import unfused
 from compressor.methods.budget import granted, parse_budget
@@ -113,40 +124,47 @@ def measure(
         # What candidates there are is settled: of the patterns only what they match counts.
         cache = cache.under({"pass": [needs, classes, seed], "layers": list(candidates.layers)})
 
-    def gathered() -> Statistics:
-        return gather(
-            model,
-            kept,
-            candidates,
-            classes=classes,
+    def taken(most: int | None) -> Measurement:
+        own = cache if cache is None or most is None else cache.under({"batches of": most})
+        calibration = fitted(kept, most)
+
+        def gathered() -> Statistics:
+            return gather(
+                model,
+                calibration,
+                candidates,
+                classes=classes,
+                forward=forward,
+                gradients=needs == "gradients",
+                loss=needs == "loss",
+                seed=seed,
+                probe=probe if blockwise else None,
+                progress=progress,
+            )
+
+        statistics = None
+        if needs != "weights" and (own is None or blockwise):
+            statistics = gathered()  # block by block it is never in memory as a whole
+        elif needs != "weights" and own is not None:
+            state = own.tensors("statistics", {}, lambda: state_of(gathered()))
+            statistics = statistics_of(state, candidates, home(forward.device))
+        return Measurement(
+            model=model,
+            candidates=candidates if statistics is None else _reached(candidates, statistics),
+            statistics=statistics,
+            calibration=calibration,
+            selection=None if selection is None else fitted(selection, most),
             forward=forward,
             gradients=needs == "gradients",
-            loss=needs == "loss",
             seed=seed,
-            probe=probe if blockwise else None,
-            progress=progress,
+            cache=own,
+            given=given,
         )
 
-    statistics = None
-    if needs != "weights" and (cache is None or blockwise):
-        statistics = gathered()  # block by block it is never in memory as a whole
-    elif needs != "weights" and cache is not None:
-        state = cache.tensors("statistics", {}, lambda: state_of(gathered()))
-        statistics = statistics_of(state, candidates, home(forward.device))
-    if statistics is not None:
-        candidates = _reached(candidates, statistics)
-    return Measurement(
-        model=model,
-        candidates=candidates,
-        statistics=statistics,
-        calibration=kept,
-        selection=selection,
-        forward=forward,
-        gradients=needs == "gradients",
-        seed=seed,
-        cache=cache,
-        given=given,
-    )
+    # Processes that share a pass cannot begin it again one by one.
+    halvable = largest_batch(kept) if forward.group.size == 1 else 1
+    found = forward.room.run(taken, halvable, progress)
+    return found.remade_by(taken) if halvable > 1 else found
 
 
 def candidates_of(
@@ -278,6 +296,31 @@ def plan(
         UsageError: If a budget cannot be read, or the measurement lacks what the method needs.
         BudgetError: If a budget cannot be met.
     """
+
+    def planned(most: int | None) -> Plan:
+        return _planned(
+            measurement.at_most(most),
+            budget,
+            method=method,
+            rank_multiple=rank_multiple,
+            best_effort=best_effort,
+            subject=subject,
+            progress=progress,
+        )
+
+    return measurement.forward.room.run(planned, measurement.halvable, progress)
+
+
+def _planned(
+    measurement: Measurement,
+    budget: str | Sequence[str],
+    *,
+    method: str,
+    rank_multiple: int,
+    best_effort: bool,
+    subject: Subject | None,
+    progress: Progress,
+) -> Plan:
     member = METHODS.get(method)
     needs = member.needs(gradients=measurement.gradients)
     if not measurement.has(needs):
@@ -386,9 +429,14 @@ def factorize(
     if not any(model is known for known in (measurement.given, measurement.model)):
         raise UsageError("The plan was made for another model object; measure this one.")
     check_against(plan, measurement.candidates)
-    compressed = measurement.factorized(plan.ranks, plan.recipe, progress=progress)[0]
-    check_output_errors(measurement, compressed, plan.recipe)
-    return compressed
+
+    def carried_out(most: int | None) -> nn.Module:
+        found = measurement.at_most(most)
+        compressed = found.factorized(plan.ranks, plan.recipe, progress=progress)[0]
+        check_output_errors(found, compressed, plan.recipe)
+        return compressed
+
+    return measurement.forward.room.run(carried_out, measurement.halvable, progress)
 
 
 def probe_inputs(batches: Batches, device: torch.device) -> Inputs:
@@ -401,8 +449,8 @@ def probe_inputs(batches: Batches, device: torch.device) -> Inputs:
         if batch_length(inputs) == 0:
             continue
         if labels is not None and labels.ndim == 2:
-            return to_device(_first(_short(inputs), PROBE_SAMPLES), device)
-        return to_device(_first(inputs, PROBE_SAMPLES), device)
+            return to_device(part(_short(inputs), 0, PROBE_SAMPLES), device)
+        return to_device(part(inputs, 0, PROBE_SAMPLES), device)
     raise DataError("There is no calibration data: no batch was given.")
 
 
@@ -428,14 +476,6 @@ def replayable(batches: Iterable[Batch]) -> Batches:
         fixed = isinstance(batches.sampler, SequentialSampler)
         return batches if fixed and batches.batch_size is not None else list(batches)
     return list(batches) if iter(batches) is batches else batches
-
-
-def _first(inputs: Inputs, samples: int) -> Inputs:
-    if isinstance(inputs, torch.Tensor):
-        return inputs[:samples]
-    if isinstance(inputs, Mapping):
-        return {key: value[:samples] for key, value in inputs.items()}
-    return tuple(value[:samples] for value in inputs)  # loaders turn tuples into lists
 
 
 def _short(inputs: Inputs) -> Inputs:

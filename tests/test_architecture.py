@@ -18,6 +18,7 @@ FLOORS = (
         "settings",
         "schema",
         "stopwatch",
+        "room",
         "autoregister",
         "jsonfile",
     ),

@@ -229,7 +229,7 @@ def test_memory_that_runs_out_is_said_so(error, monkeypatch, trained_cnn, tmp_pa
 
 
 def test_a_tensor_that_no_machine_holds_is_out_of_memory():
-    from compressor.cli.endings import is_out_of_memory
+    from compressor.room import is_out_of_memory
 
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60)

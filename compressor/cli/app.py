@@ -16,7 +16,7 @@ from compressor.cli.batch import batch
 from compressor.cli.compare import compare
 from compressor.cli.compress import compress
 from compressor.cli.demo import demo
-from compressor.cli.endings import OUT_OF_MEMORY, EndedBySignal, ended_by_signals, is_out_of_memory
+from compressor.cli.endings import OUT_OF_MEMORY, EndedBySignal, ended_by_signals
 from compressor.cli.evaluate import evaluate
 from compressor.cli.export import export
 from compressor.cli.flatten import add_command, examples_text
@@ -28,6 +28,7 @@ from compressor.cli.report import report
 from compressor.cli.sweep import sweep
 from compressor.cli.verify import verify
 from compressor.errors import CompressorError, UsageError
+from compressor.room import is_out_of_memory
 
 INTERRUPTED = 130
 ISSUES = "Please report it with the command and the output of COMPRESSOR_DEBUG=1."

@@ -50,18 +50,6 @@ def ended_by_signals() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory ran out, on the CPU or on a device."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError)
-        and (
-            type(error).__name__ == "OutOfMemoryError"
-            or "can't allocate memory" in str(error)
-            or "not enough memory" in str(error)
-        )
-    )
-
-
 def _raise(number: int, frame: FrameType | None) -> None:
     del frame
     raise EndedBySignal(number)

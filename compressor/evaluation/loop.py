@@ -103,7 +103,7 @@ def evaluate(
         assert not isinstance(dense_logits, Tensor)
         steps = progress.track(batches, description=description, total=total)
         with _eval_mode(model), torch.no_grad():
-            return _evaluate_tokens(model, steps, forward, dense_logits)
+            return _evaluate_tokens(model, steps, forward, dense_logits, progress)
     assert not isinstance(dense_logits, TokenLogits)
     logits: list[Tensor | int] = []
     labels: list[Tensor | None] = []
@@ -112,7 +112,11 @@ def evaluate(
         steps = progress.track(batches, description=description, total=total)
         for index, (inputs, targets) in enumerate(steps):
             mine = group.takes(index)
-            logits.append(forward(model, inputs).float().cpu() if mine else batch_length(inputs))
+            logits.append(
+                forward.rows(model, inputs, progress).float().cpu()
+                if mine
+                else batch_length(inputs)
+            )
             labels.append(None if targets is None else targets.cpu())
     if not any(part if isinstance(part, int) else len(part) for part in logits):
         raise DataError("There is nothing to evaluate on: no batch holds a sample.")
@@ -180,14 +184,19 @@ def _evaluate_tokens(
     batches: Iterable[Batch],
     forward: TokenForward,
     dense: TokenLogits | None,
+    progress: Progress,
 ) -> Evaluation:
     own, scores = TokenLogits(model, forward), TokenScores()
     for index, (inputs, labels) in enumerate(batches):
         if labels is None:
             raise DataError("A batch carries no labels: expected the tokens to predict, [B, T].")
         # Only the dense model's hidden states are worth keeping: others are compared with it.
-        hidden = own.hidden(index, inputs) if dense is None else forward(model, inputs)
-        other = None if dense is None else (dense.head, dense.hidden(index, inputs))
+        hidden = (
+            own.hidden(index, inputs, progress)
+            if dense is None
+            else forward.rows(model, inputs, progress)
+        )
+        other = None if dense is None else (dense.head, dense.hidden(index, inputs, progress))
         scores.add(own.head, hidden, labels, other)
     if not scores.parts:
         raise DataError("There is nothing to evaluate on: no batch holds a token to predict.")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from compressor.errors import DataError, ModelError
 from compressor.evaluation.metrics.metric import Predictions, condensed
 from compressor.forward import Inputs
+from compressor.progress import SILENT, Progress
 from compressor.tokens import Head, TokenForward
 
 KEPT_BYTES = 1 << 30
@@ -30,13 +31,13 @@ class TokenLogits:
         self._bytes = 0
         self.head = Head(model)
 
-    def hidden(self, index: int, inputs: Inputs) -> Tensor:
+    def hidden(self, index: int, inputs: Inputs, progress: Progress = SILENT) -> Tensor:
         """Return the last hidden state [B, T, D] of the batch number ``index``."""
         kept = self._hidden.get(index)
         if kept is not None:
             return kept.to(self._forward.device)
         with torch.no_grad():
-            hidden = self._forward(self._model, inputs)
+            hidden = self._forward.rows(self._model, inputs, progress)
         size = hidden.numel() * hidden.element_size()
         if self._bytes + size <= KEPT_BYTES:
             self._hidden[index] = hidden.cpu()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -16,7 +16,7 @@ from compressor.collapse.metrics import nc1_quotient
 from compressor.collapse.row_energy import BatchEnergies, batch_energies
 from compressor.collapse.watch import LayerStatistics
 from compressor.evaluation.loop import Evaluation, evaluate, score
-from compressor.forward import Batches, Forward
+from compressor.forward import Batches, Forward, largest_batch
 from compressor.layers.candidates import Candidates
 from compressor.methods.attribution import attributed_divergence
 from compressor.methods.factorize import Decompositions, factorized
@@ -73,6 +73,31 @@ class Measurement:
     cache: Cache | None = field(default=None, repr=False, compare=False)
     given: nn.Module | None = field(default=None, repr=False)
     _kept: dict[str, nn.Module] = field(default_factory=dict, repr=False, compare=False)
+    _again: Callable[[int], Measurement] | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
+    _smaller: dict[int, Measurement] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def remade_by(self, again: Callable[[int], Measurement]) -> Measurement:
+        """Return this measurement, told how to measure again on batches of at most so many."""
+        object.__setattr__(self, "_again", again)
+        return self
+
+    @property
+    def halvable(self) -> int:
+        """Samples of the largest batch; 1 where it cannot be measured again on smaller ones."""
+        return 1 if self._again is None else largest_batch(self.calibration)
+
+    def at_most(self, samples: int | None) -> Measurement:
+        """Return the same made of batches of at most so many samples, measured once; None: any."""
+        if samples is None or self.halvable <= samples:
+            return self
+        if samples not in self._smaller:
+            assert self._again is not None
+            self._smaller[samples] = self._again(samples)
+        return self._smaller[samples]
 
     @cached_property
     def dense_norm_inputs(self) -> NormInputs:

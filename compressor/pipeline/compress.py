@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 
+from torch import nn
+
 from compressor.cache import Cache
 from compressor.checkpoint.save import refuse_existing, refuse_inputs
 from compressor.checkpoint.storage import round_to_storage_
 from compressor.distributed import current
 from compressor.figures import Loaded, quality_figures
+from compressor.forward import fitted, largest_batch
 from compressor.methods.measurement import Measurement
 from compressor.methods.plan import Plan, read_plan
 from compressor.methods.recover import Recovery, recover
@@ -150,14 +153,18 @@ def _recover(
     steps: int,
     progress: Progress,
 ) -> tuple[LoadedModel, Recovery]:
-    module, done = recover(
-        compressed.module,
-        loaded.model.module,
-        found.calibration,
-        steps,
-        selection=found.selection,
-        forward=loaded.forward,
-        progress=progress,
-    )
+    def recovered(most: int | None) -> tuple[nn.Module, Recovery]:
+        return recover(
+            compressed.module,
+            loaded.model.module,
+            fitted(found.calibration, most),
+            steps,
+            selection=found.selection,
+            forward=loaded.forward,
+            progress=progress,
+        )
+
+    halvable = largest_batch(found.calibration) if loaded.forward.group.size == 1 else 1
+    module, done = loaded.forward.room.run(recovered, halvable, progress)
     round_to_storage_(module, loaded.model.storage_dtypes)
     return replace(compressed, module=module), done

@@ -100,7 +100,7 @@ def make_report(
         seconds=watch.seconds,
         out=str(settings.out),
         job=settings.job,
-        notes=loaded.notes,
+        notes=(*loaded.notes, *loaded.forward.room.notes),
     )
 
 
