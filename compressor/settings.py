@@ -199,6 +199,8 @@ class SweepSettings(BaseModel):
         budget_kind: Kind of the ladder's budgets.
         points: Number of the ladder's budgets.
         out: Directory to write, or to go on in.
+        cache: Directory where results are kept for good, for this run and for others; None keeps
+            them beside ``out`` until it is written.
         seed: Seed of every draw.
         command: The command line as typed, for the report.
     """
@@ -213,5 +215,6 @@ class SweepSettings(BaseModel):
     budget_kind: str = "layers"
     points: Annotated[int, Field(ge=1)] = 10
     out: Path
+    cache: Path | None = None
     seed: int = 0
     command: str | None = None

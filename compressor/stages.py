@@ -38,7 +38,8 @@ from compressor.methods.method import METHODS
 from compressor.methods.output_error import check_output_errors
 from compressor.methods.pace import keep_pace
 from compressor.methods.plan import Plan, check_against, planned_layers
-from compressor.methods.promise import keep_promises
+from compressor.methods.promise import decide_again, keep_promises
+from compressor.methods.recipe import Recipe
 from compressor.methods.subject import Subject
 from compressor.progress import SILENT, Progress
 from compressor.schema import Pace, Trial
@@ -277,6 +278,7 @@ def plan(
     rank_multiple: int = 1,
     best_effort: bool = False,
     subject: Subject | None = None,
+    recipe: Recipe | None = None,
     progress: Progress = SILENT,
 ) -> Plan:
     """Choose a rank for every layer within a budget.
@@ -290,6 +292,8 @@ def plan(
             says what was not.
         subject: What budgets are counted on; None counts on the model as it is measured, at the
             size of the calibration data.
+        recipe: How to truncate and share, where that is settled: the method then judges nothing,
+            unless its allocation is a rule of its own. None lets the method decide.
         progress: Told of each step.
 
     Raises:
@@ -305,6 +309,7 @@ def plan(
             rank_multiple=rank_multiple,
             best_effort=best_effort,
             subject=subject,
+            recipe=recipe,
             progress=progress,
         )
 
@@ -319,6 +324,7 @@ def _planned(
     rank_multiple: int,
     best_effort: bool,
     subject: Subject | None,
+    recipe: Recipe | None,
     progress: Progress,
 ) -> Plan:
     member = METHODS.get(method)
@@ -350,6 +356,15 @@ def _planned(
             progress=progress,
         )
         decision, trials, unmet = search.decision, search.trials, (*unmet, *search.unmet)
+    elif recipe is not None:
+        decision = decide_again(
+            member,
+            measurement,
+            allowed.constraints,
+            recipe,
+            multiple=allowed.multiple,
+            progress=progress,
+        )
     else:
         decision = member.decide(
             measurement, allowed.constraints, multiple=allowed.multiple, progress=progress

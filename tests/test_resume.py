@@ -14,7 +14,14 @@ from compressor.errors import DataError, UsageError
 from compressor.pipeline import compress_model
 from compressor.pipeline.resume import resume_directory
 from compressor.progress import SILENT, Silent
-from compressor.settings import CompressSettings, DataSettings, MethodSettings, ModelSettings
+from compressor.settings import (
+    CompressSettings,
+    DataSettings,
+    MethodSettings,
+    ModelSettings,
+    SweepSettings,
+)
+from compressor.sweep.run import sweep_model
 
 
 class Stopping(Silent):
@@ -182,3 +189,45 @@ def test_the_cache_holds_nothing_that_runs_code(settings, tmp_path):
             assert all(isinstance(t, torch.Tensor) for t in load_file(path).values())
         else:
             assert path.suffix == ".lock"
+
+
+def sweep_like(run, **changes):
+    """Return settings of a sweep over the model and data of a run."""
+    return SweepSettings(
+        model=run.model,
+        data=run.data,
+        budgets=("layers=60%", "layers=40%"),
+        out=run.out.with_name("sweep"),
+        **changes,
+    )
+
+
+def figures(sweep):
+    return [(point.budget, point.figures) for point in sweep.points]
+
+
+def test_a_sweep_and_compress_take_what_the_other_kept(settings, expected, tmp_path):
+    shared = {"resume": False, "cache": tmp_path / "cache"}
+    compress_model(settings("first", "layers=60%", **shared), progress=SILENT)
+    swept = Stopping()
+    sweep_model(sweep_like(settings(), cache=tmp_path / "cache"), progress=swept)
+    assert not {"measure", "evaluate dense"} & set(swept.steps)
+    judged = {path.name for path in (tmp_path / "cache").glob("judgement-*")}
+    again, run = Stopping(), settings(**shared)
+    compress_model(run, progress=again)
+    assert not {"measure", "evaluate dense"} & set(again.steps)
+    assert {path.name for path in (tmp_path / "cache").glob("judgement-*")} == judged
+    assert files(run.out) == expected
+
+
+def test_a_stopped_sweep_measures_nothing_again(settings, tmp_path):
+    run = sweep_like(settings())
+    with pytest.raises(KeyboardInterrupt):
+        sweep_model(run, progress=Stopping("evaluate", 1))
+    assert list(resume_directory(run.out).glob("statistics-*.safetensors"))
+    again = Stopping()
+    found = sweep_model(run, progress=again)
+    assert not {"measure", "evaluate dense"} & set(again.steps)
+    assert not resume_directory(run.out).exists()
+    plain = sweep_model(run.model_copy(update={"out": tmp_path / "plain"}), progress=SILENT)
+    assert figures(found) == figures(plain)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from compressor.cli.flatten import Only
-from compressor.cli.options import RunSettings
+from compressor.cli.options import CacheDirectory, RunSettings
 from compressor.cli.run import run, typed_command
 from compressor.progress import Progress
 from compressor.report.frontier import view_sweep
@@ -55,6 +55,7 @@ def sweep(
     points: Annotated[
         int, typer.Option(min=1, help="Budgets on the ladder.", rich_help_panel="Method")
     ] = 10,
+    cache: CacheDirectory = None,
 ) -> None:
     """Measure once, evaluate a ladder of budgets, draw the frontier and write every plan.
 
@@ -80,6 +81,7 @@ def sweep(
                 budget_kind=budget_kind,
                 points=points,
                 out=out,
+                cache=cache,
                 seed=settings.seed,
                 command=typed_command(),
             ),

@@ -82,7 +82,7 @@ def compress_model(
     subject = subject_run(loaded, method)
     if given is None:
         grant_run(subject, method)  # what cannot be met is refused before anything is measured
-    with kept_results(settings, loaded, progress) as cache:
+    with kept_results(settings, loaded, progress, resume=settings.resume) as cache:
         found = measure_run(loaded, method, seed, watch, progress, cache=cache)
         made = (
             plan_run(found, subject, method, watch, progress)

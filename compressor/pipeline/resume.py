@@ -18,7 +18,7 @@ from compressor.figures import Loaded, versions
 from compressor.fingerprint import code_version, hash_of_weights
 from compressor.progress import Progress
 from compressor.schema import Report
-from compressor.settings import CompressSettings, DataSettings, ModelSettings
+from compressor.settings import CompressSettings, DataSettings, ModelSettings, SweepSettings
 
 _LOCK = ".run.lock"
 
@@ -51,18 +51,18 @@ def run_key(loaded: Loaded, model: ModelSettings, data: DataSettings) -> dict[st
 
 @contextlib.contextmanager
 def kept_results(
-    settings: CompressSettings, loaded: Loaded, progress: Progress
+    settings: CompressSettings | SweepSettings, loaded: Loaded, progress: Progress, *, resume: bool
 ) -> Iterator[Cache | None]:
     """Yield the cache that settings ask for; None if they ask for none.
 
-    Results lie in ``settings.cache``, for all runs and for good; else, for ``settings.resume``,
-    beside the output, where they are removed as soon as the block is left without an error.
+    Results lie in ``settings.cache``, for all runs and for good; else, to ``resume``, beside the
+    output, where they are removed as soon as the block is left without an error.
 
     Raises:
         UsageError: If another process is at work on the same output.
     """
     group = loaded.forward.group
-    if settings.cache is None and not settings.resume:
+    if settings.cache is None and not resume:
         yield None
         return
     made_of = run_key(loaded, settings.model, settings.data)

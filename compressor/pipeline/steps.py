@@ -18,6 +18,7 @@ from compressor.layers.unfusing import unfused
 from compressor.methods.budget import Granted, granted, parse_budget
 from compressor.methods.measurement import Measurement, default_device
 from compressor.methods.plan import Plan
+from compressor.methods.recipe import Recipe
 from compressor.methods.subject import Subject
 from compressor.models import load_model
 from compressor.pipeline.request import enough_to_judge
@@ -134,8 +135,10 @@ def plan_run(
     method: MethodSettings,
     watch: Stopwatch,
     progress: Progress,
+    *,
+    recipe: Recipe | None = None,
 ) -> Plan:
-    """Choose ranks as a method's settings ask."""
+    """Choose ranks as a method's settings ask, by a recipe where that is settled."""
     with watch.stage("plan"):
         return plan(
             found,
@@ -144,6 +147,7 @@ def plan_run(
             rank_multiple=method.rank_multiple,
             best_effort=method.best_effort,
             subject=subject,
+            recipe=recipe,
             progress=progress,
         )
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
+from compressor.cache import Cache
 from compressor.checkpoint.save import refuse_existing_file, write_file
 from compressor.checkpoint.storage import round_to_storage_
 from compressor.errors import OutputExistsError
@@ -19,9 +20,13 @@ from compressor.layers.candidates import Candidates
 from compressor.methods.budget import parse_budget
 from compressor.methods.measurement import Measurement
 from compressor.methods.method import METHODS
+from compressor.methods.plan import read_plan
+from compressor.methods.recipe import Recipe
 from compressor.methods.sharing import label
 from compressor.methods.subject import Subject
+from compressor.pipeline.resume import kept_results
 from compressor.pipeline.steps import (
+    evaluate_dense,
     evaluate_run,
     grant_run,
     load_run,
@@ -39,6 +44,7 @@ from compressor.stopwatch import Stopwatch
 from compressor.sweep.journal import FILE, Entry, Journal
 from compressor.sweep.ladder import ladder
 from compressor.sweep.landmarks import knee, smallest_within
+from compressor.sweep.recipes import choosing_points, settled
 from compressor.sweep.schema import TOLERANCES, Knee, Sweep, SweepPoint, Within
 
 
@@ -52,6 +58,8 @@ class Bench:
         subject: What budgets are counted on.
         watch: Where time is counted.
         progress: Told of each step.
+        cache: Where statistics, decompositions, judgements and dense logits are kept, as those of
+            `compress` are.
     """
 
     settings: SweepSettings
@@ -59,6 +67,7 @@ class Bench:
     subject: Subject
     watch: Stopwatch
     progress: Progress
+    cache: Cache | None = None
 
     @property
     def candidates(self) -> Candidates:
@@ -69,9 +78,7 @@ class Bench:
     def dense(self) -> Evaluation:
         """The dense model on the test data: its logits are what every point is compared with."""
         with self.watch.stage("evaluate dense"):
-            return evaluate_run(
-                self.loaded, self.loaded.model.module, "evaluate dense", self.progress
-            )
+            return evaluate_dense(self.loaded, self.progress, self.cache)
 
     @cached_property
     def base(self) -> dict[str, object]:
@@ -99,9 +106,10 @@ class Bench:
 def sweep_model(settings: SweepSettings, *, progress: Progress) -> Sweep:
     """Evaluate a ladder of budgets under each method, and write plans, sweep.json and pages.
 
-    Statistics are gathered once for all methods that need the same pass; decompositions and the
-    dense model's logits are shared by all points. Each finished point is kept at once: a call that
-    goes on in the same directory repeats none whose model, data, settings and code are the same.
+    Statistics are gathered once for all methods that need the same pass; decompositions, the dense
+    model's logits and, of a method that judges many recipes, its choice (`choosing_points`) are
+    shared by points. Each finished point is kept at once: a call that goes on in the same directory
+    repeats none whose model, data, settings and code are the same, and measures nothing again.
 
     Raises:
         OutputExistsError: If ``out`` holds something else than a sweep.
@@ -128,7 +136,8 @@ def sweep_model(settings: SweepSettings, *, progress: Progress) -> Sweep:
     settings.out.mkdir(parents=True, exist_ok=True)
     journal = Journal(settings.out / FILE)
     wanted = [(method, budget) for method in settings.methods for budget in budgets]
-    _finish(bench, journal, wanted)
+    with kept_results(settings, loaded, progress, resume=True) as cache:
+        _finish(replace(bench, cache=cache), journal, wanted)
     dense = journal.find(bench.key())
     assert dense is not None
     assert dense.dense is not None
@@ -151,10 +160,25 @@ def _finish(bench: Bench, journal: Journal, wanted: Sequence[tuple[str, str]]) -
         )
         journal.add(Entry(key=bench.key(), dense=figures))
     for found, methods in _measurements(bench, [method for method, _ in missing]):
-        for method, budget in missing:
-            if method in methods:
-                point = _point(bench, found, method, budget)
-                journal.add(Entry(key=bench.key(method, budget), point=point))
+        for method in methods:
+            for budget, chooser in _choosers([budget for own, budget in wanted if own == method]):
+                if (method, budget) in missing:
+                    recipe = _recipe(bench, method, budget, chooser)
+                    point = _point(bench, found, method, budget, recipe)
+                    journal.add(Entry(key=bench.key(method, budget), point=point))
+
+
+def _choosers(budgets: Sequence[str]) -> list[tuple[str, str]]:
+    """Return each budget and the one that chooses its recipe; those that do so come first."""
+    chosen = zip(budgets, (budgets[at] for at in choosing_points(len(budgets))), strict=True)
+    return sorted(chosen, key=lambda pair: pair[0] != pair[1])
+
+
+def _recipe(bench: Bench, method: str, budget: str, chooser: str) -> Recipe | None:
+    """Return what a finished point chose for another; None where the other has to choose."""
+    if budget == chooser:
+        return None
+    return settled(read_plan(bench.settings.out / _plan_path(method, chooser)), budget)
 
 
 def _measurements(
@@ -172,17 +196,34 @@ def _measurements(
         by_needs.setdefault(needs, []).append(method)
     for group in by_needs.values():
         own = common.model_copy(update={"method": group[0]})
-        found = measure_run(bench.loaded, own, bench.settings.seed, bench.watch, bench.progress)
+        found = measure_run(
+            bench.loaded,
+            own,
+            bench.settings.seed,
+            bench.watch,
+            bench.progress,
+            cache=bench.cache,
+        )
         yield found, tuple(group)
 
 
-def _point(bench: Bench, found: Measurement, method: str, budget: str) -> SweepPoint:
-    """Plan, factorize and evaluate one point, exactly as `compress` does, and write its plan."""
+def _point(
+    bench: Bench, found: Measurement, method: str, budget: str, recipe: Recipe | None
+) -> SweepPoint:
+    """Plan, factorize and evaluate one point as `compress` does, and write its plan.
+
+    Args:
+        bench: What all points share.
+        found: The dense model, measured.
+        method: Registered method.
+        budget: As written.
+        recipe: How to truncate and share, where a neighbour's choice settles that.
+    """
     own = Stopwatch()
     bench.progress.note(f"{method}, {budget}")
     asked = bench.settings.method.model_copy(update={"method": method, "budget": (budget,)})
     with own.stage("plan"):
-        made = plan_run(found, bench.subject, asked, bench.watch, bench.progress)
+        made = plan_run(found, bench.subject, asked, bench.watch, bench.progress, recipe=recipe)
     with bench.watch.stage("factorize"), own.stage("factorize"):
         small = factorize(bench.loaded.model.module, made, progress=bench.progress)
         round_to_storage_(small, bench.loaded.model.storage_dtypes)

@@ -7,6 +7,7 @@ import pytest
 
 from compressor.cli import main
 from compressor.demo import MODEL
+from compressor.methods.plan import read_plan
 from compressor.schema import Report
 from compressor.sweep.schema import Sweep
 
@@ -110,6 +111,21 @@ def test_a_longer_ladder_adds_what_is_new(swept, tmp_path, capsys):
     assert lines(out)[:5] == lines(swept)
     assert len(lines(out)) == 6
     assert [point.budget for point in again.points][-1] == "layers=30%"
+
+
+def test_points_between_take_the_recipe_that_a_neighbour_chose(swept, tmp_path, capsys):
+    out = copied(swept, tmp_path)
+    budgets = f"layers=60%,{BUDGETS},layers=10%"
+    found = sweep(out, capsys, budgets=budgets, methods=METHODS[:2])
+    plans = [read_plan(out / point.plan) for point in found.points]
+    assert [bool(plan.selection) for plan in plans] == [False, True, True, True]
+    assert plans[0].recipe == plans[1].recipe
+    assert plans[0].ranks != plans[1].ranks
+    assert 0.59 < found.points[0].layer_share <= 0.6
+    words = ["compress", str(MODEL), *QUICK, "--plan", str(out / found.points[0].plan)]
+    assert main([*words, "--out", str(tmp_path / "one")]) == 0
+    report = Report.model_validate_json(capsys.readouterr().out)
+    assert report.compressed.model_copy(update={"bytes": None}) == found.points[0].figures
 
 
 def test_other_settings_are_other_points(swept, tmp_path, capsys):
