@@ -9,8 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-import torch
-
 from compressor.progress import Progress
 
 T = TypeVar("T")
@@ -98,13 +96,16 @@ class Room:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that memory ran out, on the CPU or on a device."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    # torch's own error is told by its name: a command that needs no torch does not import it.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and any(part in str(error) for part in _MESSAGES)
 
 
 def give_back() -> None:
     """Return freed memory to the system and to the devices."""
+    import torch
+
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
