@@ -11,6 +11,7 @@ from benchmarks.synthetic import Size, batches, network
 from compressor.layers.candidates import find_candidates
 
 
+@pytest.mark.slow
 def test_the_smallest_run_writes_table_and_ratios(tmp_path, monkeypatch):
     monkeypatch.setattr(cost, "QUICK_AXES", {"classes": (1, 10)})
     # In this process: two more of them would take most of the time.

@@ -26,7 +26,9 @@ from compressor.distributed import started
 from compressor.errors import CompressorError
 from compressor.evaluation.loop import evaluate
 from compressor.forward import Forward
+from compressor.methods.factorize import factorized
 from compressor.methods.measurement import hold_out
+from compressor.methods.refit import refitted
 from compressor.stages import factorize, measure, plan
 from tests.methods.measured import batches, trained
 
@@ -46,12 +48,22 @@ with started(shared=True) as group:
     small = factorize(trained(), made)
     after = evaluate(small, held, forward=forward)
     layers = found.statistics.layers
+    plain = factorized(
+        found.model, found.candidates.layers, made.ranks, made.recipe, found.decompositions
+    )
+    # One batch at a time, so that in turn each process has none of its own to run.
+    fitted = refitted(
+        found.model, plain, found.candidates.layers, kept, found.batch_energies,
+        forward=forward, activations=1,
+    )
+    assert not torch.equal(fitted.a.down.weight, plain.a.down.weight)
     assert all(
         torch.equal(layers[n].fisher.near, again.statistics.layers[n].fisher.near) for n in layers
     )
     told = {
         "plan": made.model_dump(mode="json"),
         "logits": after.logits.tolist(),
+        "refit": {name: tensor.tolist() for name, tensor in fitted.state_dict().items()},
         "dense": found.statistics.logits.tolist(),
         "pooled": {name: rows.tolist() for name, rows in found.statistics.pooled.items()},
         "within": {name: s.inputs.within_covariance.tolist() for name, s in layers.items()},
@@ -107,6 +119,12 @@ def test_two_processes_come_to_what_one_comes_to(tmp_path):
     for name in one["spectra"]:
         near(first["spectra"][name], one["spectra"][name])
         near(first["within"][name], one["within"][name])
+    for name, tensor in one["refit"].items():
+        torch.testing.assert_close(
+            torch.tensor(first["refit"][name]), torch.tensor(tensor), rtol=1e-4, atol=1e-5
+        )
+    tried = [[choice["kl"] for choice in run["plan"]["selection"]] for run in (first, one)]
+    assert tried[0] == pytest.approx(tried[1], rel=1e-4)
     assert first["dense"] == one["dense"]
     assert first["pooled"] == one["pooled"]
     torch.testing.assert_close(torch.tensor(first["logits"]), torch.tensor(one["logits"]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.collapse.capture import fisher_gradient, frozen
+from compressor.collapse.capture import fisher_gradient, frozen, random_signs_
 from compressor.collapse.token_capture import drawn_gradient
 from compressor.forward import Batches, Forward, Inputs, batch_length, token_mask
 from compressor.layers.candidates import Candidate
@@ -28,7 +28,7 @@ class BatchEnergies:
     Args:
         samples: Number of samples B.
         mask: Which tokens are real, [B, T]; None where all are.
-        energies: ‖δ‖² at the output rows, by layer and call.
+        energies: ‖δ‖² at the output rows, by layer and call; empty where another process has them.
     """
 
     samples: int
@@ -47,6 +47,8 @@ def batch_energies(
 ) -> tuple[BatchEnergies, ...]:
     """Return the energies of the first batches, of so many samples at least.
 
+    Processes share the batches: each has the energies of its own ones.
+
     Args:
         model: The dense model, in eval mode.
         layers: The candidates by name. Embeddings have no such rows; of language models, neither
@@ -61,8 +63,22 @@ def batch_energies(
         names = [name for name in names if before_head(model, name)]
     generator = torch.Generator().manual_seed(seed)
     found: list[BatchEnergies] = []
-    for inputs, _ in batches:
-        energies = row_energies(model, layers, names, inputs, forward=forward, generator=generator)
+    skipped: list[int] = []
+    for index, (inputs, _) in enumerate(batches):
+        energies: RowEnergies = {}
+        if forward.group.takes(index):
+            energies = row_energies(
+                model,
+                layers,
+                names,
+                inputs,
+                forward=forward,
+                generator=generator,
+                skipped=skipped,
+            )
+            skipped = []
+        else:
+            skipped.append(batch_length(inputs))
         found.append(BatchEnergies(batch_length(inputs), token_mask(inputs), energies))
         if sum(batch.samples for batch in found) >= samples:
             break
@@ -77,6 +93,7 @@ def row_energies(
     *,
     forward: Forward,
     generator: torch.Generator,
+    skipped: Sequence[int] = (),
 ) -> RowEnergies:
     """Return ‖δ‖² at each output row, with δ drawn as for the Fisher, up to one common factor.
 
@@ -87,6 +104,8 @@ def row_energies(
         inputs: One batch.
         forward: How to call the model.
         generator: Source of the random signs.
+        skipped: Samples of the batches since the last one that were left to other processes: their
+            signs are drawn and dropped, so that this batch gets its own.
     """
     modules = dict(model.named_modules())
     samples = batch_length(inputs)
@@ -122,6 +141,8 @@ def row_energies(
         if isinstance(forward, TokenForward):  # these are hidden states yet
             drawn = drawn_gradient(Head(model), logits, generator)
         else:
+            for samples_of_others in skipped:
+                random_signs_(logits.new_zeros(samples_of_others, logits.shape[1]), generator)
             drawn = fisher_gradient(logits, generator)
         if logits.requires_grad:
             # Scaled to 1: products of tiny gradients are denormal, and a hundred times slower.

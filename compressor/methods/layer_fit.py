@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.collapse.moments import add_symmetric_
+from compressor.distributed import ALONE, Group
 from compressor.errors import LayerError
 from compressor.layers.candidates import Candidate
 from compressor.layers.kinds import LAYER_KINDS
+from compressor.methods.pair_sums import PairSums
 
 
 class LayerFit:
@@ -24,6 +25,7 @@ class LayerFit:
         ridge: λ over the mean diagonal of the centred moments.
         metric: F [m, m], positive definite; None is the identity.
         both: Fit the first factor too, which takes the moments of the inputs themselves.
+        group: The processes that share the batches.
     """
 
     def __init__(
@@ -36,9 +38,11 @@ class LayerFit:
         ridge: float,
         metric: Tensor | None = None,
         both: bool = True,
+        group: Group = ALONE,
     ) -> None:
         self._name, self._dense, self._compressed = name, dense, compressed
         self._kind, self._ridge, self._metric = LAYER_KINDS.get(layer.kind), ridge, metric
+        self._group = group
         self._has_bias = getattr(compressed, "bias", None) is not None
         for module in compressed.modules():
             for part, value in list(module.named_parameters(recurse=False)):
@@ -47,15 +51,11 @@ class LayerFit:
         up, down = self._kind.factors(compressed)
         # MPS has no float64; moments are summed and solved on the CPU then.
         self._home = torch.device("cpu") if up.device.type == "mps" else up.device
-        self._start = self._sum(up).clone(), self._sum(down).clone()
+        self._start = tuple(part.to(self._home).double().clone() for part in (up, down))
         up, self._both = self._start[0], both
         rows, columns = up.shape[0], layer.shape[1] if both else up.shape[1]
-        self._total = self._unit = 0.0
         self._new = False  # whether anything came since it was solved
-        self._origin: tuple[Tensor, Tensor] | None = None  # sums are about these means
-        self._sums = (up.new_zeros(columns), up.new_zeros(rows))
-        self._gram = up.new_zeros(columns, columns)
-        self._cross = up.new_zeros(rows, columns)
+        self._sums = PairSums.empty(columns, rows, self._home)
 
     def add(
         self, inputs: Tensor, expected: Tensor, samples: int, energies: Tensor, mask: Tensor | None
@@ -81,47 +81,32 @@ class LayerFit:
         if mask is not None and mask.shape == energies.shape:
             energies = energies * (mask != 0).to(energies.device)
         weights = energies.flatten()
-        total = float(weights.sum())
-        if not total > 0:
+        if not float(weights.sum()) > 0:
             return  # the predictions depend on nothing of it
-        self._unit = self._unit or total  # weights near 1, whatever the gradients' size
-        self._add(rows.flatten(0, 1), wanted.flatten(0, 1), weights / self._unit)
+        self._sums.add(rows.flatten(0, 1), wanted.flatten(0, 1), weights, centred=self._has_bias)
         self._new = True
 
     def solve(self) -> None:
-        """Give the compressed layer the factors and the bias that fit all batches so far."""
-        if not self._new:
+        """Give the compressed layer the factors and the bias that fit all batches so far.
+
+        Of several processes each has to call it.
+        """
+        if not self._group.largest(int(self._new)):
             return
-        if not (torch.isfinite(self._gram).all() and torch.isfinite(self._cross).all()):
+        sums = self._sums.joined(self._group)
+        if not (torch.isfinite(sums.gram).all() and torch.isfinite(sums.cross).all()):
             raise LayerError(self._name, "it cannot be refitted: its outputs hold NaN or Inf")
-        self._kind.fill(self._compressed, *self.solution())
+        self._kind.fill(self._compressed, *self.solution(sums))
         self._new = False
 
-    def _add(self, rows: Tensor, wanted: Tensor, weights: Tensor) -> None:
-        """Add rows [N, n], wanted outputs [N, m] and their weights [N]."""
-        total = float(weights.sum())
-        weights = weights.to(rows)
-        if self._origin is None:
-            share = weights / total if self._has_bias else torch.zeros_like(weights)
-            self._origin = (share @ rows, share @ wanted)
-        rows, wanted = rows - self._origin[0], wanted - self._origin[1]
-        weighted = rows * weights[:, None]
-        self._total += total
-        self._sums = (
-            self._sums[0] + self._sum(weighted.sum(0)),
-            self._sums[1] + self._sum(weights @ wanted),
-        )
-        add_symmetric_(self._gram, weighted, rows)
-        self._cross += self._sum(wanted.T @ weighted)
-
-    def solution(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the factors up [m, r] and down [r, n], and the bias [m], of all batches so far."""
-        assert self._origin is not None
-        mean, wanted = (part / self._total for part in self._sums)
-        gram, cross = self._gram / self._total, self._cross / self._total
+    def solution(self, sums: PairSums) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the factors up [m, r] and down [r, n], and the bias [m], that fit these sums."""
+        mean, wanted = (part / sums.weight for part in sums.sums)
+        gram, cross = sums.gram / sums.weight, sums.cross / sums.weight
         if self._has_bias:
             gram = gram - torch.outer(mean, mean)
             cross = cross - torch.outer(wanted, mean)
+            mean, wanted = mean + sums.origins[0], wanted + sums.origins[1]
         up, down = self._start
         if not self._both:  # what is summed are V z' already
             up = up + self._ridged(gram, cross - up @ gram)
@@ -137,11 +122,7 @@ class LayerFit:
 
     def _bias(self, matrix: Tensor, mean: Tensor, wanted: Tensor) -> Tensor | None:
         """Return the bias with which the mean output is the wanted one; None without a bias."""
-        if not self._has_bias:
-            return None
-        assert self._origin is not None
-        start, goal = (self._sum(part) for part in self._origin)
-        return goal + wanted - matrix @ (start + mean)
+        return wanted - matrix @ mean if self._has_bias else None
 
     def _ridged(self, gram: Tensor, right: Tensor) -> Tensor:
         """Return X [a, b] with X (gram + λ I) = right, λ a share of gram's mean diagonal."""
@@ -152,7 +133,3 @@ class LayerFit:
             solved: Tensor = torch.linalg.solve(damped, right, left=False)
             return solved
         return torch.cholesky_solve(right.T, factor).T
-
-    def _sum(self, part: Tensor) -> Tensor:
-        """Return a tensor where, and as, moments are summed."""
-        return part.to(self._home).double()

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from compressor.distributed import Group
 from compressor.forward import Batches, Forward, Inputs, batch_length
 from compressor.layers.surgery import structural_copy
 from compressor.progress import SILENT, Progress
@@ -156,6 +157,22 @@ class NormCorrection:
         own_mean, own_variance = _statistics(self._module)
         own_mean.copy_(self._original[0] + torch.stack(self._shifts).mean(0))
         own_variance.copy_(self._original[1] * torch.stack(self._log_ratios).mean(0).exp())
+
+    def join_(self, group: Group) -> None:
+        """Take in the batches of all processes; each of them has to call it."""
+        if group.size == 1:
+            return
+        mean, variance = _statistics(self._module)
+        summed = torch.stack(
+            [
+                sum(self._shifts, torch.zeros_like(mean)),
+                sum(self._log_ratios, torch.zeros_like(variance)),
+                torch.full_like(mean, len(self._shifts)),
+            ]
+        )
+        group.sum_(summed)
+        mean.copy_(self._original[0] + summed[0] / summed[2])
+        variance.copy_(self._original[1] * (summed[1] / summed[2]).exp())
 
 
 def norms_of(model: nn.Module) -> dict[str, nn.Module]:

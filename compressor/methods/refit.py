@@ -16,7 +16,8 @@ Zhang et al., arXiv 1505.06798, eq. 9.)
 Both models run in one forward, the dense one on the first half of a batch and the compressed one on
 the second, so that a layer meets both inputs at once. As many batches as their activations leave
 room for run in lockstep: a layer is solved for on what all of them give it, before any goes on to
-the next. Where there are more, they follow, and their moments are added to those before.
+the next. Where there are more, they follow, and their moments are added to those before. Processes
+share the batches, add up their moments at each layer, and solve for it alike.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.collapse.row_energy import BatchEnergies
+from compressor.distributed import Group
 from compressor.forward import Batches, Forward, Inputs
 from compressor.layers.candidates import Candidate
 from compressor.layers.lowrank import LOW_RANK_TYPES, LowRankEmbedding
@@ -92,8 +94,10 @@ def refitted(
     fitted = structural_copy(compressed).eval()
     twins = structural_copy(dense).eval()
     modules = dict(fitted.named_modules())
-    known = energies[0].energies if energies else {}
+    known = energies[0].energies if energies else {}  # the first process has the first batch
     names = [name for name in known if isinstance(modules[name], LOW_RANK_TYPES)]
+    processes = forward.group
+    names = processes.told(names)
     if not names:
         return fitted
     current = _Current()
@@ -109,6 +113,7 @@ def refitted(
             ridge=ridge,
             metric=(metrics or {}).get(name),
             both=both,
+            group=processes,
         )
         for name in names
     }
@@ -118,7 +123,7 @@ def refitted(
             meetings[name] = lambda first, second, expected: None
     if norms:
         for name in norms_of(twins):
-            meetings[name] = _correcting(NormCorrection(modules[name]), current)
+            meetings[name] = _correcting(NormCorrection(modules[name]), current, processes)
     for name, meet in meetings.items():
         replace_module(twins, name, Twin(twins.get_submodule(name), modules[name], meet))
     given = (inputs for inputs, _ in batches)
@@ -127,8 +132,11 @@ def refitted(
     per_sample = _held_bytes(dense, names, first, forward=forward) // energies[0].samples
     room = groups([batch.samples for batch in energies], activations // max(per_sample, 1))
     for group in progress.track(room, description="refit", total=len(room)):
-        current.take(energies[group])
         together = list(islice(remaining, len(energies[group])))
+        # A process with none of its own runs one along, so that it comes to the same meetings.
+        mine = [index for index in range(*group.indices(len(energies))) if processes.takes(index)]
+        current.take([energies[index] for index in mine or [group.start]], along=not mine)
+        together = [together[index - group.start] for index in mine or [group.start]]
 
         def one(together: list[Inputs] = together) -> None:
             forward(twins, doubled(together[current.lockstep.index]))
@@ -171,10 +179,16 @@ class _Current:
         self._batches: Sequence[BatchEnergies] = ()
         self._calls: list[dict[str, int]] = []
         self.lockstep = Lockstep(0)
+        self.along = False
 
-    def take(self, batches: Sequence[BatchEnergies]) -> None:
-        """Go on with other batches."""
-        self._batches, self.lockstep = batches, Lockstep(len(batches))
+    def take(self, batches: Sequence[BatchEnergies], *, along: bool = False) -> None:
+        """Go on with other batches.
+
+        Args:
+            batches: They.
+            along: Whether they are another process's, which counts them.
+        """
+        self._batches, self.lockstep, self.along = batches, Lockstep(len(batches)), along
         self._calls = [{} for _ in batches]
 
     @property
@@ -193,16 +207,18 @@ def _fitting(fit: LayerFit, name: str, current: _Current) -> Meet:
     def meet(first: Tensor, second: Tensor, expected: Tensor) -> None:
         del first
         batch = current.batch
-        fit.add(second, expected, batch.samples, current.energies(name), batch.mask)
+        if not current.along:
+            fit.add(second, expected, batch.samples, current.energies(name), batch.mask)
         current.lockstep.meet(fit.solve)
 
     return meet
 
 
-def _correcting(correction: NormCorrection, current: _Current) -> Meet:
+def _correcting(correction: NormCorrection, current: _Current, processes: Group) -> Meet:
     def meet(first: Tensor, second: Tensor, expected: Tensor) -> None:
         del expected
-        correction.meet(channel_moments(first), channel_moments(second))
-        current.lockstep.meet(lambda: None)
+        if not current.along:
+            correction.meet(channel_moments(first), channel_moments(second))
+        current.lockstep.meet(lambda: correction.join_(processes))
 
     return meet

@@ -218,8 +218,10 @@ def test_padding_does_not_count():
         fit = LayerFit("a", found.candidates.layers["a"], found.model.a, layer, ridge=0.1)
         with torch.no_grad():
             fit.add(inputs, found.model.a(inputs), 2, torch.ones(2, 3).double(), mask)
+            fit.solve()
         solutions.append(layer.weight.detach())
     assert torch.equal(*solutions)
+    assert not torch.equal(solutions[0], small.a.weight)
 
 
 class Cnn(nn.Module):
