@@ -157,10 +157,13 @@ def fisher_moments(
     watch = Watch(model, candidates, classes, forward.device, rest=rest, means_only=True)
     if any(layer.has_bias for layer in candidates.layers.values()):
         with torch.no_grad(), watch.attached():
-            for inputs, labels in islice(batches, CENTRING_BATCHES):
+            for index, (inputs, labels) in enumerate(islice(batches, CENTRING_BATCHES)):
+                if not forward.group.takes(index):
+                    continue
                 watch.begin(inputs, _checked_labels(labels, classes))
                 forward(model, inputs)
                 watch.end()
+        watch.join_(forward.group)
     return centred_moments(model, watch)
 
 

@@ -161,7 +161,11 @@ class Watch:
         """Put together what all processes have gathered; each of them has to call it."""
         if group.size == 1:
             return
-        for moments in (*self._groups.values(), *self._outputs.values()):
+        for moments in self._groups.values():
+            moments.join_(group.sum_)
+        if self._means_only:
+            return
+        for moments in self._outputs.values():
             moments.join_(group.sum_)
         for tensor in (*self._magnitudes.values(), *self._counts.values()):
             group.sum_(tensor)
