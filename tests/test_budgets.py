@@ -97,4 +97,6 @@ def test_latency_is_measured_and_told(tmp_path, capsys):
     assert "times as fast as dense at batch 32" in (out / "report.html").read_text()
     capsys.readouterr()
     assert compress(tmp_path / "none", "--budget", "latency=0.001ms") == 3
-    assert "smallest that can be reached" in capsys.readouterr().err
+    refused = " ".join(capsys.readouterr().err.split())
+    assert "The budget latency=0.001ms cannot be met. The smallest that can be reached" in refused
+    assert not (tmp_path / "none").exists()
