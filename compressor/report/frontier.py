@@ -10,9 +10,9 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from compressor.report.classes import interval_text
-from compressor.report.figures import duration, nats, percent, points, shorten
+from compressor.report.figures import duration, nats, percent, points
 from compressor.report.intervals import wilson
-from compressor.report.layer_table import plain_table
+from compressor.report.named_table import NamedTable
 from compressor.report.pages import drawing, fill
 from compressor.report.svg import FAINT, SERIES, STYLE, inline, standalone
 from compressor.sweep.schema import Sweep, SweepPoint
@@ -97,12 +97,18 @@ def frontier_sentence(sweep: Sweep) -> str:
 
 def view_sweep(sweep: Sweep) -> RenderableType:
     """Return what `sweep` shows."""
-    table = plain_table(("budget", "params", "FLOPs", "time", sweep.quality, "points", "KL", ""))
-    for row in _rows(sweep):
-        name = row.budget if len(_methods(sweep)) == 1 else f"{row.method} {row.budget}"
-        costs = (row.parameters, row.flops, row.latency)
-        cells = (*costs, row.quality, row.change, row.kl, row.marks)
-        table.add_row(Text(shorten(name, 18)), *map(Text, cells))
+    alone = len(_methods(sweep)) == 1
+    table = NamedTable(
+        ("budget", "params", "FLOPs", "time", sweep.quality, "points", "KL", ""),
+        [
+            (
+                row.budget if alone else f"{row.method} {row.budget}",
+                *(row.parameters, row.flops, row.latency),
+                *(row.quality, row.change, row.kl, _in_short(row.marks)),
+            )
+            for row in _rows(sweep)
+        ],
+    )
     return Group(
         Text(frontier_sentence(sweep), style="bold"),
         Text(),
@@ -150,6 +156,11 @@ def _marks(sweep: Sweep, point: SweepPoint) -> list[str]:
     marks = ["knee"] if any(knee.plan == point.plan for knee in sweep.knees) else []
     kept = [found.tolerance for found in sweep.within if found.plan == point.plan]
     return [*marks, *(f"≤ {100 * tolerance:g}" for tolerance in kept)]
+
+
+def _in_short(marks: str) -> str:
+    """Return marks for a table of 80 columns: ``knee ≤0.5,1`` for ``knee, ≤ 0.5, ≤ 1``."""
+    return marks.replace("knee, ", "knee ").replace(", ≤ ", ",").replace("≤ ", "≤")
 
 
 def _draw(sweep: Sweep, *, legend: bool = False) -> Figure:

@@ -10,8 +10,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from compressor.report.figures import MISSING, duration, figure, nats, percent
-from compressor.report.layer_table import LayerTable
 from compressor.report.lines import data_lines, line, notes
+from compressor.report.named_table import NamedTable
 from compressor.schema import ComparisonReport, MeasuredLayer, MeasurementReport
 
 SHOWN_UNMATCHED = 3
@@ -39,7 +39,7 @@ def comparison_csv(report: ComparisonReport) -> str:
 
 def view_comparison(report: ComparisonReport) -> RenderableType:
     """Return what `compare` shows."""
-    table = LayerTable(
+    table = NamedTable(
         ("layer", "NC1 in", "after", "NC1 out", "after", "eff. rank", "after", "moved"),
         [
             (

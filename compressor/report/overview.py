@@ -13,7 +13,7 @@ from compressor.batch.schema import BatchPlan, BatchSummary, JobResult
 from compressor.report.classes import interval_text
 from compressor.report.figures import MISSING, duration, nats, percent, points, shorten
 from compressor.report.frontier import frontier_figure
-from compressor.report.layer_table import plain_table
+from compressor.report.named_table import plain_table
 from compressor.report.pages import drawing, fill
 from compressor.report.svg import SERIES
 from compressor.schema import Report

@@ -13,7 +13,7 @@ from rich.text import Text
 from compressor.errors import CheckpointError, UsageError
 from compressor.report.classes import interval_text
 from compressor.report.figures import count, nats, percent, points, shorten, size
-from compressor.report.layer_table import plain_table
+from compressor.report.named_table import NamedTable
 from compressor.report.pages import fill
 from compressor.report.verdict import verdict
 from compressor.schema import REPORT_VERSION, Report, Strict
@@ -88,22 +88,38 @@ def compare_runs(directories: Sequence[Path]) -> ComparedRuns:
     return ComparedRuns(runs=tuple(runs), notes=tuple(notes))
 
 
+def run_titles(compared: ComparedRuns) -> list[str]:
+    """Return what to call each run: its directory, without the directories that all lie in."""
+    paths = [Path(run.directory) for run in compared.runs]
+    parents = [path.parent.parts for path in paths]
+    shared = 0
+    while len(paths) > 1 and len({parent[: shared + 1] for parent in parents}) == 1:
+        if shared == min(map(len, parents)):
+            break
+        shared += 1
+    return [str(Path(*path.parts[shared:])) for path in paths]
+
+
 def view_runs(compared: ComparedRuns) -> RenderableType:
     """Return what `report` shows of several runs: one line a run, which fits 80 columns."""
-    table = plain_table(("run", "method", "params", "FLOPs", "size", "accuracy", "points", "KL"))
-    for run in compared.runs:
+    rows = []
+    for title, run in zip(run_titles(compared), compared.runs, strict=True):
         report = run.report
         dense, small = report.dense, report.compressed
-        table.add_row(
-            Text(shorten(run.directory, 20)),
-            Text(shorten(report.method, 10)),
-            Text(percent(small.parameters / max(dense.parameters, 1))),
-            Text(percent(small.flops / max(dense.flops, 1))),
-            Text(size(small.bytes)),
-            Text(percent(small.accuracy)),
-            Text(_change(report)),
-            Text(nats(small.kl_to_dense)),
+        rows.append(
+            (
+                title,
+                shorten(report.method, 10),
+                percent(small.parameters / max(dense.parameters, 1)),
+                percent(small.flops / max(dense.flops, 1)),
+                size(small.bytes),
+                percent(small.accuracy),
+                _change(report),
+                nats(small.kl_to_dense),
+            )
         )
+    columns = ("run", "method", "params", "FLOPs", "size", "accuracy", "points", "KL")
+    table = NamedTable(columns, rows)
     return Group(table, *(Text(f"note: {note}") for note in compared.notes))
 
 
@@ -112,6 +128,7 @@ def runs_page(compared: ComparedRuns) -> str:
     return fill(
         "runs.html",
         runs=compared.runs,
+        titles=run_titles(compared),
         notes=compared.notes,
         rows=_rows([run.report for run in compared.runs]),
         grades=[verdict(run.report) for run in compared.runs],

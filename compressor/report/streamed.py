@@ -6,8 +6,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from compressor.report.figures import count, duration, percent, size
-from compressor.report.layer_table import LayerTable
 from compressor.report.lines import line
+from compressor.report.named_table import NamedTable
 from compressor.streaming.schema import StreamReport
 
 
@@ -30,7 +30,7 @@ def view_streamed(report: StreamReport) -> RenderableType:
             style="bold",
         ),
         Text(),
-        LayerTable(("layer", "shape", "rank", "kept"), rows),
+        NamedTable(("layer", "shape", "rank", "kept"), rows),
         Text(),
         line(
             "parameters",

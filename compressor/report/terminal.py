@@ -9,8 +9,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from compressor.report.figures import count, duration, figure, nats, percent, shorten, size
-from compressor.report.layer_table import LayerTable, plain_table
 from compressor.report.lines import data_lines, line, notes
+from compressor.report.named_table import NamedTable, plain_table
 from compressor.report.recovery import recovery_sentence
 from compressor.report.speed import speed_sentence
 from compressor.report.verdict import guidance, summary, verdict
@@ -86,7 +86,7 @@ def view_inspection(inspection: Inspection, limit: int | None = None) -> Rendera
         limit: Layers to list at most; all if None.
     """
     share = inspection.layer_parameters / max(inspection.parameters, 1)
-    table = LayerTable(
+    table = NamedTable(
         ("layer", "kind", "shape", "parameters", "break-even", "FLOPs"),
         [
             (
@@ -125,7 +125,7 @@ def view_inspection(inspection: Inspection, limit: int | None = None) -> Rendera
 
 def view_measurement(measurement: MeasurementReport) -> RenderableType:
     """Return what `measure` shows."""
-    table = LayerTable(
+    table = NamedTable(
         ("layer", "NC1 in", "NC1 out", "CDNV in", "NC4", "eff. rank", "of data", "full"),
         [
             (
@@ -233,7 +233,7 @@ def _ranks(layers: Sequence[LayerFigures]) -> RenderableType:
     )
     if truncated:
         legend += " Lost: what this one did; more where the predictions miss it less."
-    table = LayerTable(titles if truncated else titles[:-1], rows)
+    table = NamedTable(titles if truncated else titles[:-1], rows)
     return Group(table, Text(legend, style="dim"))
 
 

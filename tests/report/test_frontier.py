@@ -123,8 +123,26 @@ def test_the_table_fits_80_columns_and_cuts_no_figure():
             "−1.7",
             "0.0156",
         ),
-        *("knee,", "≤", "2"),
+        *("knee", "≤2"),
     ]
+
+
+def test_a_row_with_every_mark_and_the_longest_figures_fits_too():
+    point = SWEEP.points[0]
+    small = point.figures.model_copy(update={"kl_to_dense": 1.234e-08})
+    point = point.model_copy(update={"figures": small, "method": "measured-kl"})
+    marks = tuple(found.model_copy(update={"plan": point.plan}) for found in SWEEP.within)
+    knees = (Knee(method="measured-kl", plan=point.plan),)
+    points = (point, *SWEEP.points[4:])
+    wide = SWEEP.model_copy(update={"points": points, "within": marks, "knees": knees})
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(view_sweep(wide))
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    (row,) = [line for line in lines if "1.23e-08" in line]
+    assert row.split()[-2:] == ["knee", "≤0.5,1,2"]
+    assert "95.0 %" in row
+    assert row.count("…") == 1  # in the name
 
 
 def test_the_drawing_is_the_same_for_the_same_sweep_and_a_file_of_its_own():

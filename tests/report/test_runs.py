@@ -6,7 +6,15 @@ from rich.console import Console
 
 from compressor.cli import main
 from compressor.errors import CheckpointError, UsageError
-from compressor.report.runs import compare_runs, read_report, runs_page, view_runs
+from compressor.report.runs import (
+    ComparedRun,
+    ComparedRuns,
+    compare_runs,
+    read_report,
+    run_titles,
+    runs_page,
+    view_runs,
+)
 from compressor.schema import Report
 
 from .results import report
@@ -31,6 +39,36 @@ def test_several_are_shown_side_by_side_in_80_columns(runs):
     assert max(map(len, stream.getvalue().splitlines())) <= 80
     for words in ("91.7 %", "88.0 %", "−0.5", "−4.2", "36.9 MB"):
         assert words in stream.getvalue()
+
+
+def test_long_names_are_cut_and_never_a_figure(runs):
+    compared = compare_runs(runs)
+    first = compared.runs[0].report
+    small = first.compressed.model_copy(update={"kl_to_dense": 2.944e-08, "parameters": 10**9})
+    wide = first.model_copy(update={"compressed": small, "method": "measured-kl"})
+    names = ("a/b/here/one-with-a-long-name", "a/b/there/another-with-a-long-name")
+    many = ComparedRuns(runs=tuple(ComparedRun(directory=name, report=wide) for name in names))
+    assert run_titles(many) == ["here/one-with-a-long-name", "there/another-with-a-long-name"]
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(view_runs(many))
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    rows = [line for line in lines if "2.94e-08" in line]
+    assert len(rows) == 2
+    assert all(row.count("…") == 2 for row in rows)  # the run's name and the method's
+    assert rows[0].split()[0] != rows[1].split()[0]
+
+
+def test_runs_are_called_by_what_differs(runs):
+    report = compare_runs(runs).runs[0].report
+    for names, titles in (
+        (("x/a", "x/b"), ["a", "b"]),
+        (("a", "x/a"), ["a", "x/a"]),
+        (("x/a",), ["x/a"]),
+        (("/x/a", "/x/a/b"), ["a", "a/b"]),
+    ):
+        made = [ComparedRun(directory=name, report=report) for name in names]
+        assert run_titles(ComparedRuns(runs=tuple(made))) == titles
 
 
 def test_what_does_not_compare_is_said(runs):

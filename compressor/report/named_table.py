@@ -1,4 +1,4 @@
-"""A table whose first column, the layers' names, is cut to the room that the figures leave."""
+"""A table whose first column, of names, is cut to the room that the figures leave."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ GAP = 2
 
 
 @dataclass(frozen=True)
-class LayerTable:
-    """One row a layer; figures are never cut, names are shortened in their middle.
+class NamedTable:
+    """One row a layer, run or budget; figures are never cut, names are shortened in their middle.
 
     Args:
         columns: Title of each column.
