@@ -33,8 +33,8 @@ def main() -> None:
             entry.unwrap(small),
             inputs if isinstance(inputs, dict) else {"inputs": inputs},
         )
-    cnn = small_models.build("cnn")
-    small_models.factorize(cnn, small_models.MODELS["cnn"][1])
+    cnn = small_models.build("cnn-spatial")
+    small_models.factorize(cnn, small_models.MODELS["cnn-spatial"][1])
     _write("torch", cnn, {"inputs": torch.randn(2, 3, 16, 16)})
 
 

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from compressor.errors import CheckpointError
 from compressor.jsonfile import read_object, validated
 
-FORMAT_VERSION = 2
-"""2: ``unfused``."""
+FORMAT_VERSION = 3
+"""2: ``unfused``. 3: the kind ``conv2d-spatial``."""
 
 
 class LowRankLayer(BaseModel):

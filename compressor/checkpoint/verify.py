@@ -218,7 +218,7 @@ def _stored(shapes: Mapping[str, tuple[int, ...]], name: str) -> Stored | None:
         rank = small[inner]
         widths = [small[0] if outer == 0 else math.prod(small[1:])]
         if large is not None:
-            widths.append(large[0])
+            widths.append(large[0] * math.prod(large[2:]))
         fits = 1 <= rank <= min(widths) and (large is None or large[1:2] == (rank,))
         return Stored(rank, fits, " and ".join(str(list(s)) for s in (large, small) if s))
     return None

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.layers.convolution import MAX_POSITIONS, ConvolutionKind, padded, spaced
 from compressor.layers.kinds import LAYER_KINDS
-from compressor.layers.lowrank import LowRankConv2d
+from compressor.layers.lowrank import LowRankConv2d, LowRankSpatialConv2d
 
 
 class Conv2dKind(ConvolutionKind):
     """Convolutions; rows are unfolded patches [c·kh·kw], W is the weight flattened to [m, n]."""
 
     name = "conv2d"
-    lowrank_type = LowRankConv2d
+    lowrank_type: ClassVar[type[LowRankConv2d] | type[LowRankSpatialConv2d]] = LowRankConv2d
 
     def rows(self, module: nn.Module, inputs: Tensor, samples: int) -> Tensor | None:
         """Return the patches [B, P, n] under a grid of at most `MAX_POSITIONS` output positions."""

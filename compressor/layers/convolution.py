@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compressor.layers.kinds import computed_weight, product, write_dense
-from compressor.layers.lowrank import ChannelForm
+from compressor.layers.lowrank import LOW_RANK_TYPES, ChannelForm, LowRankSpatialConv2d
 
 MAX_POSITIONS = 64
 """Output positions per sample that statistics are taken from; a coarser grid is used above it."""
@@ -20,13 +20,13 @@ class ConvolutionKind:
     """Convolutions; rows are unfolded patches [n], W is the weight flattened to [m, n]."""
 
     lookup = False
-    lowrank_type: ClassVar[type[ChannelForm]]
+    lowrank_type: ClassVar[type[ChannelForm] | type[LowRankSpatialConv2d]]
     """What a factorized layer becomes; it names the dense type too."""
 
     def matches(self, module: nn.Module) -> bool:
         """Return whether ``module`` is dense and of this type; `refusal` sorts out subclasses."""
         dense = isinstance(module, self.lowrank_type.dense_type)
-        return dense and not isinstance(module, self.lowrank_type)
+        return dense and not isinstance(module, LOW_RANK_TYPES)
 
     def refusal(self, module: nn.Module) -> str | None:
         """Refuse depthwise, grouped and parametrized convolutions and foreign forwards."""
@@ -70,7 +70,7 @@ class ConvolutionKind:
 
     def fill(self, lowrank: nn.Module, up: Tensor, down: Tensor, bias: Tensor | None) -> None:
         """Write up [m, r] into the convolution of size 1 and down [r, n] into the other."""
-        layer: Any = self._factorized(lowrank)
+        layer = self._factorized(lowrank)
         with torch.no_grad():
             layer.weight.copy_(up.reshape(layer.weight.shape))
             layer.down.weight.copy_(down.reshape(layer.down.weight.shape))
@@ -79,12 +79,12 @@ class ConvolutionKind:
 
     def factors(self, lowrank: nn.Module) -> tuple[Tensor, Tensor]:
         """Return (weight [m, r], down.weight flattened to [r, n])."""
-        layer: Any = self._factorized(lowrank)
+        layer = self._factorized(lowrank)
         return layer.weight.detach().flatten(1), layer.down.weight.detach().flatten(1)
 
     def dense(self, lowrank: nn.Module) -> nn.Module:
         """Return a dense convolution with the factors' product and the geometry of the first."""
-        layer: Any = self._factorized(lowrank)
+        layer = self._factorized(lowrank)
         down = layer.down
         convolution = self.lowrank_type.dense_type(
             down.in_channels,
@@ -104,7 +104,7 @@ class ConvolutionKind:
         assert isinstance(module, self.lowrank_type.dense_type)
         return module
 
-    def _factorized(self, module: nn.Module) -> ChannelForm:
+    def _factorized(self, module: nn.Module) -> Any:
         assert isinstance(module, self.lowrank_type)
         return module
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -87,12 +87,29 @@ class LayerKind(Protocol):
         ...
 
 
+@runtime_checkable
+class FoldingKind(LayerKind, Protocol):
+    """A kind whose rank is that of W folded into another matrix: another form of a layer.
+
+    A kind of the module's own matches it too, and is registered before.
+    """
+
+    def folded(self, module: nn.Module) -> tuple[int, int]:
+        """Return the shape of W [m, C·k] folded to [m·k, C]: column (c, b) moves to row (m, b)."""
+        ...
+
+    def inner_rows(self, module: nn.Module, inputs: Tensor, outputs: Tensor) -> float:
+        """Return how many rows the first factor makes for each row of the output."""
+        ...
+
+
 LAYER_KINDS: Registry[LayerKind] = Registry(
     "layer kind",
     group="layer_kinds",
     modules=(
         "compressor.layers.linear",
         "compressor.layers.conv2d",
+        "compressor.layers.conv2d_spatial",
         "compressor.layers.conv1d",
         "compressor.layers.convolution1d",
         "compressor.layers.embedding",
@@ -104,6 +121,20 @@ LAYER_KINDS: Registry[LayerKind] = Registry(
 def kind_of(module: nn.Module) -> LayerKind | None:
     """Return the kind that ``module`` belongs to, or None."""
     return next((kind for _, kind in LAYER_KINDS.items() if kind.matches(module)), None)
+
+
+def folding_kinds(module: nn.Module) -> list[FoldingKind]:
+    """Return the kinds of the other forms that ``module`` can take."""
+    return [
+        kind
+        for _, kind in LAYER_KINDS.items()
+        if isinstance(kind, FoldingKind) and kind.matches(module) and not kind.refusal(module)
+    ]
+
+
+def rank_shape(kind: LayerKind, module: nn.Module) -> tuple[int, int]:
+    """Return the shape of the matrix whose rank is lowered: W's, where it is not folded."""
+    return kind.folded(module) if isinstance(kind, FoldingKind) else kind.shape(module)
 
 
 def computed_weight(module: nn.Module) -> str | None:

@@ -7,7 +7,7 @@ therefore fails on a size mismatch instead of starting from random weights.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -149,6 +149,69 @@ class LowRankConv2d(ChannelForm, nn.Conv2d):
         return functional.conv2d(self.down(input), self.weight, self.bias)
 
 
+class LowRankSpatialConv2d(nn.Conv2d):
+    """kh×1 to r channels, then 1×kw: ``weight`` is [m, r, 1, kw], ``down.weight`` [r, c, kh, 1].
+
+    Each convolution has stride, padding and dilation of its own axis, the second one the bias
+    (spatial form, scheme 2 of Jaderberg et al., arXiv 1405.3866). Every padding mode pads the axes
+    independently of each other, so that none is lost.
+
+    Args:
+        dense: The convolution that this one replaces; only its geometry is read.
+        rank: Channels r between the two.
+        bias: Whether there is a bias [m].
+    """
+
+    kind = "conv2d-spatial"
+    """Registered kind of the dense layer that this one replaced."""
+
+    dense_type = nn.Conv2d
+
+    def __init__(self, dense: nn.Conv2d, rank: int, *, bias: bool) -> None:
+        device, dtype = dense.weight.device, dense.weight.dtype
+        (kh, kw), (sh, sw), (dh, dw) = dense.kernel_size, dense.stride, dense.dilation
+        vertical, horizontal = _by_axis(dense.padding)
+        super().__init__(
+            rank,
+            dense.out_channels,
+            (1, kw),
+            stride=(1, sw),
+            padding=horizontal,
+            dilation=(1, dw),
+            padding_mode=dense.padding_mode,
+            bias=bias,
+            device=device,
+            dtype=dtype,
+        )
+        self.down = nn.Conv2d(
+            dense.in_channels,
+            rank,
+            (kh, 1),
+            stride=(sh, 1),
+            padding=vertical,
+            dilation=(dh, 1),
+            padding_mode=dense.padding_mode,
+            bias=False,
+            device=device,
+            dtype=dtype,
+        )
+        self.in_channels = dense.in_channels
+        self.rank = rank
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map [B, c, H, W] to [B, m, H', W']."""
+        return super().forward(self.down(input))
+
+    def extra_repr(self) -> str:
+        """Return the sizes for ``repr``."""
+        return f"{self.in_channels}, {self.out_channels}, rank={self.rank}"
+
+
+def _by_axis(padding: Any) -> tuple[Any, Any]:
+    """Return the padding of the vertical and of the horizontal axis alone."""
+    return (padding, padding) if isinstance(padding, str) else ((padding[0], 0), (0, padding[1]))
+
+
 class LowRankConv1d(ChannelForm, nn.Conv1d):
     """Width k to r channels, then width 1: ``weight`` is [m, r, 1], ``down.weight`` [r, c, k]."""
 
@@ -162,11 +225,13 @@ class LowRankConv1d(ChannelForm, nn.Conv1d):
         return functional.conv1d(self.down(input), self.weight, self.bias)
 
 
-LOW_RANK_TYPES = (LowRankLinear, LowRankConv2d, LowRankConv1d, LowRankEmbedding)
+LowRank: TypeAlias = (
+    LowRankLinear | LowRankConv2d | LowRankSpatialConv2d | LowRankConv1d | LowRankEmbedding
+)
+
+LOW_RANK_TYPES = get_args(LowRank)
 
 
-def lowrank_layers(
-    model: nn.Module,
-) -> dict[str, LowRankLinear | LowRankConv2d | LowRankConv1d | LowRankEmbedding]:
+def lowrank_layers(model: nn.Module) -> dict[str, LowRank]:
     """Return the factorized layers of ``model`` by name."""
     return {n: module for n, module in model.named_modules() if isinstance(module, LOW_RANK_TYPES)}

@@ -10,7 +10,7 @@ from torch import nn
 
 from compressor.errors import LayerError, did_you_mean
 from compressor.layers.fused import FUSIONS, Unfused, fusion_of
-from compressor.layers.kinds import LAYER_KINDS
+from compressor.layers.kinds import LAYER_KINDS, rank_shape
 from compressor.layers.lowrank import LOW_RANK_TYPES
 
 
@@ -79,7 +79,7 @@ def install(model: nn.Module, specs: Mapping[str, LayerSpec]) -> None:
             raise LayerError(
                 name, f"expected a dense layer of kind {spec.kind}, found {type(module).__name__}"
             )
-        full = min(kind.shape(module))
+        full = min(rank_shape(kind, module))
         if not 1 <= spec.rank <= full:
             raise LayerError(name, f"rank {spec.rank} is not between 1 and {full}")
         lowrank: Any = kind.build(module, spec.rank, bias=spec.bias)

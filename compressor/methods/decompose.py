@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +12,23 @@ from compressor.collapse.spectra import eigh
 
 DAMPING = 1e-6
 """Share of a metric's mean eigenvalue that is added to its diagonal, so that it can be inverted."""
+
+
+class Factors(Protocol):
+    """A layer's factors at every rank, and what each rank loses."""
+
+    @property
+    def energies(self) -> Tensor:
+        """What each direction is worth after those before it, [k]."""
+        ...
+
+    def tail(self) -> Tensor:
+        """Return what is lost at each rank 0…k, [k + 1]."""
+        ...
+
+    def factors(self, rank: int) -> tuple[Tensor, Tensor]:
+        """Return the two factors of the approximation of W at ``rank``."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from compressor.checkpoint.format import LowRankConfig, LowRankLayer
-from compressor.layers.kinds import kind_of
+from compressor.layers.kinds import LAYER_KINDS, kind_of
 from compressor.layers.surgery import install_skeletons
+from compressor.methods.decompose import decompose
+from compressor.methods.separable import decompose_separable
 
 
 def bert() -> nn.Module:
@@ -76,6 +79,10 @@ class Cnn(nn.Module):
         return self.head(torch.relu(features).mean((2, 3)))
 
 
+class SpatialCnn(Cnn):
+    forms: ClassVar[dict[str, str]] = {"first": "conv2d-spatial", "second": "conv2d-spatial"}
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
     "bert": (
         bert,
@@ -89,6 +96,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
         ("blocks.1.0.conv_pwl", "blocks.1.0.conv_exp", "conv_head"),
     ),
     "cnn": (Cnn, ("first", "second")),
+    "cnn-spatial": (SpatialCnn, ("first", "second")),
 }
 """Builder, and the layers to factorize, by name."""
 
@@ -110,12 +118,16 @@ def factorize(module: nn.Module, names: Iterable[str], rank: int = 3) -> LowRank
     factors = {}
     for name in names:
         dense = module.get_submodule(name)
-        kind = kind_of(dense)
+        form = getattr(module, "forms", {}).get(name)
+        kind = kind_of(dense) if form is None else LAYER_KINDS.get(form)
         assert kind is not None, name
-        left, values, right = torch.linalg.svd(kind.matrix(dense).double(), full_matrices=False)
+        if form is None:
+            up, down = decompose(kind.matrix(dense)).factors(rank)
+        else:
+            up, down = decompose_separable(kind.matrix(dense), dense.kernel_size[1]).factors(rank)
         bias = getattr(dense, "bias", None)
-        bias = torch.zeros(left.shape[0]) if bias is None else bias.detach().clone()
-        factors[name] = (kind, left[:, :rank] * values[:rank], right[:rank], bias)
+        bias = torch.zeros(len(up)) if bias is None else bias.detach().clone()
+        factors[name] = (kind, up, down, bias)
         layers[name] = LowRankLayer(kind=kind.name, rank=rank, bias=True)
     install_skeletons(module, layers)
     for name, (kind, up, down, bias) in factors.items():

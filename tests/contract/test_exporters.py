@@ -54,7 +54,7 @@ def small(name: str) -> nn.Module:
 
 
 def inputs_of(name: str, samples: int) -> Inputs:
-    if name == "cnn":
+    if name.startswith("cnn"):
         return torch.randn(samples, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     return describe(small(name)).example_inputs(samples, length=9)
 
@@ -70,13 +70,13 @@ def available(name: str) -> Exporter:
     return exporter
 
 
-@pytest.mark.parametrize("name", ["bert", "timm-efficientnet", "cnn"])
+@pytest.mark.parametrize("name", ["bert", "timm-efficientnet", "cnn", "cnn-spatial"])
 @pytest.mark.parametrize("to", EXPORTERS.names())
 def test_written_model_computes_the_same(to: str, name: str, tmp_path: Path) -> None:
     exporter = available(to)
     module = small(name)
     out = path_for(to, tmp_path)
-    given = inputs_of(name, 3) if name == "cnn" else None
+    given = inputs_of(name, 3) if name.startswith("cnn") else None
     report = compressor.export(module, to, out, inputs=given)
     assert report.difference <= report.tolerance
     assert report.samples >= 4

@@ -9,9 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from compressor.layers.expert_linear import ExpertLinear, Routed
-from compressor.layers.kinds import LAYER_KINDS, LayerKind, kind_of
+from compressor.layers.kinds import (
+    LAYER_KINDS,
+    FoldingKind,
+    LayerKind,
+    folding_kinds,
+    kind_of,
+    rank_shape,
+)
 from compressor.layers.lowrank import LOW_RANK_TYPES
 from compressor.methods.decompose import decompose
+from compressor.methods.separable import decompose_separable, widened
 
 SAMPLES = 3
 
@@ -91,6 +99,34 @@ CASES: dict[str, dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]] = {
         ),
         "large map": (convolution(kernel_size=3, stride=(1, 2)), (SAMPLES, 3, 20, 30)),
     },
+    "conv2d-spatial": {
+        "3×3, no bias": (convolution(kernel_size=3, bias=False), (SAMPLES, 3, 6, 5)),
+        "stride, padding": (convolution(kernel_size=3, stride=2, padding=1), (SAMPLES, 3, 7, 9)),
+        "one stride an axis": (
+            convolution(kernel_size=(3, 2), stride=(1, 3), padding=(0, 1)),
+            (SAMPLES, 3, 7, 9),
+        ),
+        "dilation": (convolution(kernel_size=(2, 3), dilation=(2, 1)), (SAMPLES, 3, 7, 8)),
+        "same, even kernel": (convolution(kernel_size=4, padding="same"), (SAMPLES, 3, 6, 6)),
+        "same, dilation": (
+            convolution(kernel_size=(3, 4), padding="same", dilation=(2, 3)),
+            (SAMPLES, 3, 7, 9),
+        ),
+        "valid": (convolution(kernel_size=3, padding="valid"), (SAMPLES, 3, 6, 6)),
+        "reflect": (
+            convolution(kernel_size=3, padding=2, padding_mode="reflect"),
+            (SAMPLES, 3, 5, 6),
+        ),
+        "replicate, same": (
+            convolution(kernel_size=(4, 3), padding="same", padding_mode="replicate"),
+            (SAMPLES, 3, 5, 6),
+        ),
+        "circular": (
+            convolution(kernel_size=3, padding=(1, 2), padding_mode="circular"),
+            (SAMPLES, 3, 5, 6),
+        ),
+        "large map": (convolution(kernel_size=3, stride=(1, 2)), (SAMPLES, 3, 20, 30)),
+    },
 }
 """Modules and input shapes by kind; a new kind needs a line here."""
 
@@ -121,11 +157,40 @@ def without_bias(kind: LayerKind, bias: bool) -> None:
         pytest.skip("lookups have no bias")
 
 
+def full_factors(kind: LayerKind, module: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return factors at full rank."""
+    rank, matrix = min(rank_shape(kind, module)), kind.matrix(module)
+    if isinstance(kind, FoldingKind):
+        return decompose_separable(matrix, module.kernel_size[1]).factors(rank)
+    return decompose(matrix).factors(rank)
+
+
+def random_factors(kind: LayerKind, module: nn.Module, rank: int) -> tuple[Tensor, Tensor]:
+    """Return factors of a form that the kind can take."""
+    m, n = kind.shape(module)
+    if isinstance(kind, FoldingKind):
+        taps = module.kernel_size[1]
+        return torch.randn(m, rank * taps), widened(torch.randn(rank, n // taps), taps)
+    return torch.randn(m, rank), torch.randn(rank, n)
+
+
+def own_kind(kind: LayerKind) -> str:
+    """Return the kind that a module of another form belongs to."""
+    return "conv2d" if isinstance(kind, FoldingKind) else kind.name
+
+
 def test_is_recognised_as_its_kind_alone(example):
     kind, module, _ = example
-    assert kind_of(module) is kind
-    assert [other.name for _, other in LAYER_KINDS.items() if other.matches(module)] == [kind.name]
+    assert kind_of(module).name == own_kind(kind)
+    matching = {other.name for _, other in LAYER_KINDS.items() if other.matches(module)}
+    assert {own_kind(kind), kind.name} | {k.name for k in folding_kinds(module)} == matching
     assert kind.refusal(module) is None
+
+
+def test_rank_goes_with_the_weights_of_the_factors(example):
+    kind, module, _ = example
+    lowrank = kind.build(module, 2, bias=False)
+    assert sum(p.numel() for p in lowrank.parameters()) == 2 * sum(rank_shape(kind, module))
 
 
 def test_matrix_has_the_shape(example):
@@ -170,14 +235,15 @@ def test_rows_that_fit_no_sample_are_told(example):
 def test_factors_round_trip(example, bias):
     kind, module, x = example
     without_bias(kind, bias)
-    m, n = kind.shape(module)
+    m, _ = kind.shape(module)
     lowrank = kind.build(module, 2, bias=bias)
     assert isinstance(lowrank, LOW_RANK_TYPES)
     assert lowrank.kind == kind.name
     assert lowrank.rank == 2
     assert kind_of(lowrank) is None
     assert {p.dtype for p in lowrank.parameters()} == {torch.float64}
-    up, down, offset = (torch.randn(size).double() for size in ((m, 2), (2, n), (m,)))
+    up, down = (factor.double() for factor in random_factors(kind, module, 2))
+    offset = torch.randn(m).double()
     kind.fill(lowrank, up, down, offset if bias else None)
     for found, given in zip(kind.factors(lowrank), (up, down), strict=True):
         torch.testing.assert_close(found, given)
@@ -188,11 +254,9 @@ def test_factors_round_trip(example, bias):
 
 def test_full_rank_is_the_dense_layer(example):
     kind, module, x = example
-    matrix = kind.matrix(module)
-    full = min(matrix.shape)
     bias = getattr(module, "bias", None)
-    lowrank = kind.build(module, full, bias=bias is not None)
-    up, down = decompose(matrix).factors(full)
+    lowrank = kind.build(module, min(rank_shape(kind, module)), bias=bias is not None)
+    up, down = full_factors(kind, module)
     kind.fill(lowrank, up, down, None if bias is None else bias.detach())
     torch.testing.assert_close(lowrank(x), module(x), rtol=1e-9, atol=1e-9)
 
@@ -201,11 +265,12 @@ def test_full_rank_is_the_dense_layer(example):
 def test_dense_layer_is_the_product_of_the_factors(example, bias):
     kind, module, x = example
     without_bias(kind, bias)
-    m, n = kind.shape(module)
+    m, _ = kind.shape(module)
     lowrank = kind.build(module, 2, bias=bias)
-    kind.fill(lowrank, torch.randn(m, 2), torch.randn(2, n), torch.randn(m) if bias else None)
+    kind.fill(lowrank, *random_factors(kind, module, 2), torch.randn(m) if bias else None)
     dense = kind.dense(lowrank)
-    assert kind_of(dense) is kind
+    assert kind_of(dense).name == own_kind(kind)
+    assert kind.matches(dense)
     assert {p.dtype for p in dense.parameters()} == {torch.float64}
     torch.testing.assert_close(dense(x), lowrank(x), rtol=1e-9, atol=1e-9)
     up, down = kind.factors(lowrank)

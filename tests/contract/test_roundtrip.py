@@ -29,7 +29,7 @@ from compressor.forward import call, logits_of
 from tests.contract.small_models import MODELS
 
 for name, directory, inputs, logits in torch.load(sys.argv[1], weights_only=True):
-    model = MODELS[name][0] if name == "cnn" else None
+    model = MODELS[name][0] if name.startswith("cnn") else None
     with torch.no_grad():
         again = logits_of(call(load(directory, model=model), inputs))
     difference = float((again - logits).abs().max())
@@ -39,7 +39,7 @@ for name, directory, inputs, logits in torch.load(sys.argv[1], weights_only=True
 
 
 def inputs_for(name: str, described: LoadedModel) -> object:
-    if name == "cnn":
+    if name.startswith("cnn"):
         return torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     return described.example_inputs(3, length=12)
 
@@ -63,7 +63,7 @@ def saved(name: str, directory: Path, dtype: torch.dtype) -> tuple[object, torch
 @pytest.mark.parametrize("name", MODELS)
 def test_reloaded_logits_are_identical(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     inputs, logits = saved(name, tmp_path / "out", dtype)
-    again = load(tmp_path / "out", model=MODELS[name][0] if name == "cnn" else None)
+    again = load(tmp_path / "out", model=MODELS[name][0] if name.startswith("cnn") else None)
     assert not again.training
     with torch.no_grad():
         assert torch.equal(logits_of(call(again, inputs)), logits)
@@ -122,16 +122,16 @@ def test_saving_a_reloaded_model_again_changes_nothing(name: str, tmp_path: Path
 
 
 def test_shards_load_like_one_file(tmp_path: Path) -> None:
-    for name in ("bert", "timm-vit", "cnn"):
+    for name in ("bert", "timm-vit", "cnn", "cnn-spatial"):
         module = build(name)
         described = describe(module)
         lowrank = factorize(module, MODELS[name][1])
         out = tmp_path / name
         size = save_directory(described, out, lowrank=lowrank, max_shard_size="20KB")
         shards = list(out.glob("*.safetensors"))
-        assert len(shards) > 1 or name == "cnn"
+        assert len(shards) > 1 or name.startswith("cnn")
         assert size == sum(path.stat().st_size for path in shards)
-        again = load(out, model=MODELS[name][0] if name == "cnn" else None)
+        again = load(out, model=MODELS[name][0] if name.startswith("cnn") else None)
         inputs = inputs_for(name, described)
         with torch.no_grad():
             assert torch.equal(logits_of(call(again, inputs)), logits_of(call(module, inputs)))

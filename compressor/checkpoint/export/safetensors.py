@@ -22,7 +22,8 @@ class SafetensorsExporter:
     """Tensors by the names they have in memory; kinds and ranks are JSON in the header.
 
     A layer ``x`` of rank r has ``x.weight`` [m, r] and ``x.down.weight`` [r, n] (convolutions with
-    their kernel axes), and computes ``weight · (down.weight · z) + bias``.
+    their kernel axes), and computes ``weight · (down.weight · z) + bias``. Of the kind
+    ``conv2d-spatial`` both are convolutions, [r, c, kh, 1] and then [m, r, 1, kw].
     """
 
     name = "safetensors"
