@@ -80,8 +80,9 @@ def registries() -> str:
     from compressor.layers.kinds import LAYER_KINDS
     from compressor.methods.allocation import ALLOCATORS
     from compressor.methods.budget import BUDGETS
+    from compressor.methods.layer_weights import LAYER_WEIGHTS
     from compressor.methods.method import METHODS
-    from compressor.methods.metrics import LAYER_WEIGHTS, METRICS
+    from compressor.methods.metrics import METRICS
     from compressor.models import MODEL_SOURCES
 
     lines = [

@@ -182,7 +182,9 @@ def centred_moments(model: nn.Module, watch: Watch) -> dict[str, FisherMoments]:
             else weight.new_zeros(weight.shape[1])
         )
         bias = getattr(modules[name], "bias", None)
-        moments[name] = FisherMoments(weight, mean, bias=bias, home=watch.home)
+        moments[name] = FisherMoments(
+            weight, mean, bias=bias, home=watch.home, whole=found.layer.folds
+        )
     return moments
 
 

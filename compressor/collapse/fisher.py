@@ -23,7 +23,8 @@ A sample is whatever the caller takes for one: an image or text, or a single tok
 (`compressor.collapse.token_capture`).
 
 Truncation needs A and W B Wᵀ where m ≤ n, and B and Wᵀ A W otherwise: both on the smaller side, so
-neither larger matrix is ever formed.
+neither larger matrix is ever formed. Only the spatial form of a convolution asks for it, whose
+factors are not two matrices (`compressor.methods.separable`).
 """
 
 from __future__ import annotations
@@ -46,11 +47,13 @@ class RowFactors:
         near: A' where m ≤ n, else B', [k, k].
         pulled: The other factor seen through the weights, [k, k].
         energy: E Σ_t ‖δ_t‖² ‖z_t‖², the trace of either factor.
+        far: The other factor itself; None where it was not asked for.
     """
 
     near: Tensor
     pulled: Tensor
     energy: float
+    far: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class KroneckerFisher:
         rows: E Σ_t δ² of each output [m], the diagonal of K-FAC's output factor.
         centre: μ [n] that input rows were centred by; zero where the layer has no bias.
         by_row: The factors of single rows; None where every sample has one row alone.
+        far: The larger side's factor itself, B where m ≤ n, else A; None where not asked for.
     """
 
     near: Tensor
@@ -72,6 +76,7 @@ class KroneckerFisher:
     rows: Tensor
     centre: Tensor
     by_row: RowFactors | None = None
+    far: Tensor | None = None
 
 
 class FisherMoments:
@@ -82,22 +87,30 @@ class FisherMoments:
         centre: μ [n] to centre input rows by.
         bias: The layer's bias [m], where it has one.
         home: Device that the sums are kept on.
+        whole: Gather the larger side's factor too.
 
     Attributes:
         output_at_centre: W μ + b [m]: less this, a row's output is W times the centred row.
     """
 
     def __init__(
-        self, weight: Tensor, centre: Tensor, *, home: torch.device, bias: Tensor | None = None
+        self,
+        weight: Tensor,
+        centre: Tensor,
+        *,
+        home: torch.device,
+        bias: Tensor | None = None,
+        whole: bool = False,
     ) -> None:
         rows, columns = weight.shape
-        side = min(rows, columns)
+        side, large = min(rows, columns), max(rows, columns)
         self._weight, self.centre, self._home = weight, centre, home
         self._tall = rows > columns
         at_centre = weight.detach() @ centre.to(weight)
         self.output_at_centre = at_centre if bias is None else at_centre + bias.detach()
         self._near = torch.zeros(side, side, dtype=torch.float64, device=home)
         self._pulled = torch.zeros(side, side, dtype=torch.float64, device=home)
+        self._far = torch.zeros(large, large, dtype=torch.float64, device=home) if whole else None
         self._rows = torch.zeros(rows, dtype=torch.float64, device=home)
         self._energy = 0.0
         self._samples = 0
@@ -134,6 +147,8 @@ class FisherMoments:
         else:
             near, pulled, energy = self._through_positions(inputs, gradients, outputs)
         self._sum(near, pulled, energy, gradients, scale)
+        if self._far is not None:
+            add_symmetric_(self._far, *self._larger(inputs, gradients), scale * scale)
         if positions > 1:
             self._sum_rows(inputs, gradients, outputs, scale)
 
@@ -173,13 +188,14 @@ class FisherMoments:
         )
         for tensor in (self._near, self._pulled, self._rows, numbers):
             sum_(tensor)
+        if self._far is not None:
+            sum_(self._far)
         self._energy, self._samples = float(numbers[0]), int(numbers[1])
         if not int(numbers[2]):
             return
         if own is None:  # this process had no batch, another one had
-            zeros = torch.zeros_like(self._near)
-            own = RowFactors(zeros, zeros.clone(), 0.0)
-        for tensor in (own.near, own.pulled):
+            own = self._no_rows()
+        for tensor in (own.near, own.pulled, *([] if own.far is None else [own.far])):
             sum_(tensor)
         self._by_row = replace(own, energy=float(numbers[3]))
 
@@ -197,8 +213,14 @@ class FisherMoments:
                 self._by_row.near / samples,
                 self._by_row.pulled / samples,
                 self._by_row.energy / samples,
+                None if self._by_row.far is None else self._by_row.far / samples,
             ),
+            far=None if self._far is None else self._far / samples,
         )
+
+    def _no_rows(self) -> RowFactors:
+        far = None if self._far is None else torch.zeros_like(self._far)
+        return RowFactors(torch.zeros_like(self._near), torch.zeros_like(self._near), 0.0, far)
 
     def _sum_rows(
         self, inputs: Tensor, gradients: Tensor, outputs: Tensor | None, scale: float
@@ -211,9 +233,11 @@ class FisherMoments:
             seen = inputs @ self._weight.T if outputs is None else outputs
             near, pulled = gradients * lengths[0], seen * lengths[1]
         if self._by_row is None:
-            zeros = torch.zeros_like(self._near)
-            self._by_row = RowFactors(zeros, zeros.clone(), 0.0)
+            self._by_row = self._no_rows()
         square = scale * scale
+        if self._by_row.far is not None:
+            far = gradients * lengths[0] if self._tall else inputs * lengths[1]
+            add_symmetric_(self._by_row.far, far.flatten(0, 1), far.flatten(0, 1), square)
         near, pulled = near.flatten(0, 1), pulled.flatten(0, 1)
         add_symmetric_(self._by_row.near, near, near, square)
         add_symmetric_(self._by_row.pulled, pulled, pulled, square)
@@ -246,6 +270,14 @@ class FisherMoments:
         pulled = inputs @ self._weight.T if outputs is None else outputs  # (B, P, m)
         near = _sandwich(gradients, between_inputs)
         return near, _sandwich(pulled, between_gradients), energy
+
+    def _larger(self, inputs: Tensor, gradients: Tensor) -> Pair:
+        """Return Σ_b G_bᵀ G_b where m ≤ n, else Σ_b G_b G_bᵀ, without the gradients themselves."""
+        near, far = (inputs, gradients) if self._tall else (gradients, inputs)
+        if near.shape[1] > near.shape[2]:
+            gradient = (near.transpose(1, 2) @ far).flatten(0, 1)  # (B·k, larger side)
+            return gradient, gradient
+        return _sandwich(far, _products(near))
 
     def _through_weights(self, inputs: Tensor, gradients: Tensor) -> tuple[Pair, Pair, Tensor]:
         """Many positions: the gradient G [B, m, n] of each sample is the smaller thing."""

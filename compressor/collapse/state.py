@@ -46,6 +46,7 @@ def state_of(statistics: Statistics) -> dict[str, Tensor]:
                     "rows": found.fisher.rows,
                     "centre": found.fisher.centre,
                     "energy": torch.tensor(found.fisher.energy, dtype=torch.float64),
+                    **_whole(found.fisher),
                 },
             )
         if found.fisher is not None and found.fisher.by_row is not None:
@@ -56,6 +57,7 @@ def state_of(statistics: Statistics) -> dict[str, Tensor]:
                     "near": by_row.near,
                     "pulled": by_row.pulled,
                     "energy": torch.tensor(by_row.energy, dtype=torch.float64),
+                    **_whole(by_row),
                 },
             )
         if found.loss is not None:
@@ -121,6 +123,10 @@ def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
 
 
+def _whole(factors: KroneckerFisher | RowFactors) -> dict[str, Tensor]:
+    return {} if factors.far is None else {"far": factors.far}
+
+
 def _moments(state: Mapping[str, Tensor], prefix: str, device: torch.device) -> ClassMoments:
     found = {
         name: state[f"{prefix}/{name}"].to(device)
@@ -143,10 +149,22 @@ def _fisher(state: Mapping[str, Tensor], name: str, device: torch.device) -> Kro
             near=state[f"fisher/{name}/by_row/near"].to(device),
             pulled=state[f"fisher/{name}/by_row/pulled"].to(device),
             energy=float(state[f"fisher/{name}/by_row/energy"]),
+            far=_far(state, f"fisher/{name}/by_row", device),
         )
     return KroneckerFisher(
-        near=near, pulled=pulled, energy=energy, rows=rows, centre=centre, by_row=by_row
+        near=near,
+        pulled=pulled,
+        energy=energy,
+        rows=rows,
+        centre=centre,
+        by_row=by_row,
+        far=_far(state, f"fisher/{name}", device),
     )
+
+
+def _far(state: Mapping[str, Tensor], prefix: str, device: torch.device) -> Tensor | None:
+    found = state.get(f"{prefix}/far")
+    return None if found is None else found.to(device)
 
 
 def _loss(state: Mapping[str, Tensor], name: str, device: torch.device) -> LossGradient | None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Container, Hashable, Sequence
+from collections.abc import Collection, Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from compressor.errors import UsageError, did_you_mean
 from compressor.forward import Inputs, batch_length, call, logits_of
-from compressor.layers.kinds import LayerKind, kind_of
+from compressor.layers.kinds import LayerKind, folding_kinds, kind_of
 from compressor.layers.lowrank import LOW_RANK_TYPES
 from compressor.layers.surgery import BuildSpec, culprits, install, structural_copy
 from compressor.layers.unsupported import unsupported
@@ -31,19 +31,40 @@ EMBEDDINGS = "embeddings"
 POOLER = re.compile(r"(^|\.)pooler(\.|$)")
 
 
+ConvForm = Literal["channel", "spatial", "auto"]
+"""Form that convolutions with a kernel over two axes take: ``auto`` leaves the choice open."""
+
+
+class Form(NamedTuple):
+    """What a layer becomes.
+
+    Args:
+        kind: Name of the layer kind.
+        folded: Shape of W folded, whose rank is lowered; None where it is W's own.
+        inner_rows: Rows that the first factor makes for each row of the output.
+    """
+
+    kind: str
+    folded: tuple[int, int] | None = None
+    inner_rows: float = 1.0
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A layer that can be factorized.
 
     Args:
         name: Module name.
-        kind: Name of its layer kind.
+        kind: Name of its layer kind, which says what form its factors take.
         shape: (m, n) of its matrix.
         has_bias: Whether it has a bias.
         group: Name of the first layer called on the same rows; its statistics serve this one too.
         positions: Rows per sample that its output has (tokens or positions), as the probe saw.
         tied: Output layers that share an embedding's table. They are factorized with it and share
             the thin table; each has a factor [r, D] of its own.
+        folded: As in `Form`.
+        inner_rows: As in `Form`.
+        others: Other forms that it may take.
     """
 
     name: str
@@ -53,6 +74,9 @@ class Candidate:
     group: str
     positions: float
     tied: tuple[str, ...] = ()
+    folded: tuple[int, int] | None = None
+    inner_rows: float = 1.0
+    others: tuple[Form, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -61,18 +85,48 @@ class Candidate:
 
     @property
     def full_rank(self) -> int:
-        """min(m, n)."""
-        return min(self.shape)
+        """min(m, n), or that of the folded matrix."""
+        return min(self.folded or self.shape)
 
     @property
     def break_even_rank(self) -> int:
-        """Largest rank at which r·(m + n) < m·n; with t tied layers r·(m + n + t·m)."""
+        """Largest rank r at which r · `rank_cost` < m·n."""
         return (self.parameters - 1) // self.rank_cost
 
     @property
     def rank_cost(self) -> int:
-        """Weights that each rank costs: m + n, and m for each tied layer."""
-        return sum(self.shape) + len(self.tied) * self.shape[0]
+        """Weights that each rank costs: both sides of the matrix, and m for each tied layer."""
+        return sum(self.folded or self.shape) + len(self.tied) * self.shape[0]
+
+    @property
+    def rank_work(self) -> float:
+        """Multiply-adds that each rank costs, where a weight of the dense layer costs one."""
+        return self.rank_cost + (self.inner_rows - 1) * (self.folded or self.shape)[1]
+
+    @property
+    def taps(self) -> int:
+        """Columns of the second factor that each rank has: kw in spatial form, else 1."""
+        return 1 if self.folded is None else self.folded[0] // self.shape[0]
+
+    @property
+    def folds(self) -> bool:
+        """Whether it is, or may become, a layer whose rank is that of a folded matrix."""
+        return any(form.folded is not None for form in (self.form, *self.others))
+
+    @property
+    def form(self) -> Form:
+        """What it becomes."""
+        return Form(self.kind, self.folded, self.inner_rows)
+
+    def in_form(self, kind: str) -> Candidate:
+        """Return the layer in another form, or as it is if that is its kind.
+
+        Raises:
+            KeyError: If it has no such form.
+        """
+        forms = {form.kind: form for form in (self.form, *self.others)}
+        chosen = forms.pop(kind)
+        return replace(self, **chosen._asdict(), others=tuple(forms.values()))
 
     def head(self, name: str) -> Candidate:
         """Return the output layer of this name that is tied to this embedding, to be watched."""
@@ -119,12 +173,47 @@ class Candidates:
             self, layers=kept, left_dense={**self.left_dense, **dict.fromkeys(names, reason)}
         )
 
+    def in_forms(self, kinds: Mapping[str, str]) -> Candidates:
+        """Return the candidates in other forms, by the kinds of those that change.
+
+        Raises:
+            KeyError: If one has no such form.
+        """
+        return replace(
+            self, layers={n: c.in_form(kinds.get(n, c.kind)) for n, c in self.layers.items()}
+        )
+
+    def thinnest(self) -> Candidates:
+        """Return the candidates in the form of theirs whose ranks cost the fewest weights."""
+        return self.in_forms(
+            {
+                name: min(
+                    (layer.in_form(form.kind) for form in (layer.form, *layer.others)), key=_cost
+                ).kind
+                for name, layer in self.layers.items()
+                if layer.others
+            }
+        )
+
+    @property
+    def folded(self) -> dict[str, str]:
+        """The kind of each candidate whose rank is that of a folded matrix."""
+        return {name: c.kind for name, c in self.layers.items() if c.folded is not None}
+
+    def folded_forms(self) -> dict[str, str]:
+        """Return the kind of each candidate's other form, of those that have one."""
+        return {name: layer.others[0].kind for name, layer in self.layers.items() if layer.others}
+
     def groups(self) -> dict[str, list[Candidate]]:
         """Return the candidates by the group whose input rows they share."""
         groups: dict[str, list[Candidate]] = defaultdict(list)
         for layer in self.layers.values():
             groups[layer.group].append(layer)
         return dict(groups)
+
+
+def _cost(layer: Candidate) -> int:
+    return layer.rank_cost
 
 
 def find_candidates(
@@ -134,6 +223,7 @@ def find_candidates(
     heads: Sequence[str] = (),
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    conv_form: ConvForm = "channel",
 ) -> Candidates:
     """Find every layer of ``model`` that can be factorized.
 
@@ -150,6 +240,8 @@ def find_candidates(
         include: Shell-style patterns of layers to take though they would be left by default;
             `EMBEDDINGS` takes embeddings and output layers over the same vocabulary.
         exclude: Shell-style patterns of layers to leave dense.
+        conv_form: Form of convolutions with a kernel over two axes; ``auto`` gives them both, and
+            channel form until another is chosen.
 
     Raises:
         UsageError: If a pattern matches no layer.
@@ -201,7 +293,11 @@ def find_candidates(
             group=seen.first_alike(name),
             positions=call_seen.rows / seen.samples,
             tied=tuple(tied),
+            others=call_seen.forms if conv_form != "channel" else (),
         )
+        if conv_form == "spatial" and layers[name].others:
+            form = layers[name].others[0].kind
+            layers[name] = replace(layers[name].in_form(form), others=())
         for other in tied:
             left.pop(other, None)
     left = {n: r for n, r in left.items() if not any(n in c.tied for c in layers.values())}
@@ -221,6 +317,7 @@ class _Call:
     rows: int = 0
     problem: str | None = None
     inputs: list[Hashable] = field(default_factory=list)
+    forms: tuple[Form, ...] = ()
 
 
 @dataclass
@@ -245,7 +342,9 @@ def _watch(
     outputs: list[tuple[str, int, Tensor]] = []
     alive: list[Tensor] = []  # an id stays unique only as long as its tensor lives
 
-    def hook(name: str, kind: LayerKind) -> Any:
+    def hook(name: str, module: nn.Module, kind: LayerKind) -> Any:
+        others = folding_kinds(module)
+
         def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             entry = seen.calls.setdefault(name, _Call())
             if not args or not isinstance(args[0], Tensor) or not isinstance(output, Tensor):
@@ -255,6 +354,10 @@ def _watch(
             if rows is None:
                 entry.problem = "its input rows do not belong to samples"
                 return
+            entry.forms = tuple(
+                Form(other.name, other.folded(module), other.inner_rows(module, args[0], output))
+                for other in others
+            )
             alive.append(args[0])
             reached = kind.reached(module)
             entry.rows += (
@@ -271,7 +374,8 @@ def _watch(
         return note
 
     handles = [
-        module.register_forward_hook(hook(name, kind)) for name, (module, kind) in modules.items()
+        module.register_forward_hook(hook(name, module, kind))
+        for name, (module, kind) in modules.items()
     ]
     try:
         with torch.no_grad():

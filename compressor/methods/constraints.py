@@ -73,17 +73,21 @@ def weights_within(layers: Mapping[str, Candidate], limit: float) -> Constraints
 
 
 def costs_of_weights(
-    layers: Mapping[str, Candidate], per_weight: Mapping[str, float]
+    layers: Mapping[str, Candidate],
+    per_weight: Mapping[str, float],
+    per_rank: Mapping[str, float] | None = None,
 ) -> dict[str, Floats]:
     """Return the cost of each layer at each rank where every weight kept costs the same.
 
     Args:
         layers: The layers by name.
         per_weight: Cost of one weight of each layer.
+        per_rank: Weights that each rank counts for; None counts those that it has.
     """
     costs = {}
     for name, layer in layers.items():
-        weights: Floats = np.arange(layer.full_rank + 1, dtype=np.float64) * layer.rank_cost
+        each = layer.rank_cost if per_rank is None else per_rank[name]
+        weights: Floats = np.arange(layer.full_rank + 1, dtype=np.float64) * each
         weights[layer.break_even_rank + 1 :] = float(layer.parameters)
         costs[name] = weights * per_weight[name]
     return costs

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +19,9 @@ from compressor.layers.kinds import LAYER_KINDS
 from compressor.layers.surgery import install, structural_copy
 from compressor.methods.decompose import Decomposition
 from compressor.methods.lookup import truncated_lookup
-from compressor.methods.metrics import METRICS, Truncation
+from compressor.methods.metrics import METRICS, Truncate, Truncation
 from compressor.methods.recipe import Recipe
+from compressor.methods.separable import SeparableDecomposition, decompose_separable
 
 
 class Decompositions:
@@ -48,7 +51,13 @@ class Decompositions:
         self._modules = dict(model.named_modules())
         self._layers = layers
         self._statistics = statistics
-        self._kept: dict[tuple[str, str, object], Truncation] = {}
+        self._kept: dict[tuple[str, str, str, object], Truncation] = {}
+
+    def of(self, layers: Mapping[str, Candidate]) -> Decompositions:
+        """Return the decompositions of the same layers in other forms; what is made is shared."""
+        other = copy.copy(self)
+        other._layers = layers
+        return other
 
     def get(self, name: str, recipe: Recipe) -> Truncation:
         """Return one layer's decomposition in the recipe's metric.
@@ -59,7 +68,7 @@ class Decompositions:
         """
         if isinstance(self._statistics, SpilledLayers):
             return self._spilled(name, recipe, self._statistics.spill)
-        key = (name, recipe.metric, recipe.alpha)
+        key = (name, self._layers[name].kind, recipe.metric, recipe.alpha)
         if key not in self._kept:
             if self._group.size > 1:
                 self._share(recipe)
@@ -82,9 +91,8 @@ class Decompositions:
                 state = {part: tensor.cpu().contiguous() for part, tensor in state.items()}
             state = self._group.given(state, by=owner)
             assert state is not None
-            self._kept[name, recipe.metric, recipe.alpha] = _truncation_of(
-                state, self._weight(name).device
-            )
+            key = (name, self._layers[name].kind, recipe.metric, recipe.alpha)
+            self._kept[key] = _truncation_of(state, self._weight(name).device)
 
     def _spilled(self, name: str, recipe: Recipe, spill: SpillDirectory) -> Truncation:
         """Return a decomposition that is kept on disk, as the statistics are."""
@@ -96,7 +104,12 @@ class Decompositions:
     def _found(self, name: str, recipe: Recipe) -> Truncation:
         if self._cache is None:
             return self._made(name, recipe)
-        of = {"layer": name, "metric": recipe.metric, "alpha": recipe.alpha}
+        of = {
+            "layer": name,
+            "kind": self._layers[name].kind,
+            "metric": recipe.metric,
+            "alpha": recipe.alpha,
+        }
         made: list[Truncation] = []
 
         def make() -> Tensors:
@@ -107,10 +120,13 @@ class Decompositions:
         return made[0] if made else _truncation_of(state, self._weight(name).device)
 
     def _made(self, name: str, recipe: Recipe) -> Truncation:
-        metric = METRICS.get(recipe.metric)
-        statistics = self._statistics.get(name)
+        statistics, layer = self._statistics.get(name), self._layers[name]
         looked_up = statistics is not None and statistics.counts is not None
-        truncate = truncated_lookup(recipe.metric) if looked_up else metric.truncate
+        truncate = METRICS.get(recipe.metric).truncate
+        if looked_up:
+            truncate = truncated_lookup(recipe.metric)
+        elif layer.folded is not None:
+            truncate = truncated_separably(recipe.metric, layer)
         try:
             return truncate(_double(self._weight(name)), statistics, recipe)
         except ValueError as error:
@@ -120,18 +136,41 @@ class Decompositions:
         return LAYER_KINDS.get(self._layers[name].kind).matrix(self._modules[name])
 
 
+def truncated_separably(metric: str, layer: Candidate) -> Truncate:
+    """Return how a convolution in spatial form is truncated in a metric of this name.
+
+    Raises:
+        ValueError: If the metric is not known on both sides.
+    """
+    sides = METRICS.get(metric).sides
+    if sides is None:
+        raise ValueError(f"the metric {metric!r} knows no spatial form (--conv-form channel)")
+
+    def truncate(weight: Tensor, statistics: LayerStatistics | None, recipe: Recipe) -> Truncation:
+        found = sides(weight, statistics, recipe)
+        return Truncation(
+            decompose_separable(
+                weight, layer.taps, found.inputs, found.outputs, most=layer.break_even_rank
+            ),
+            found.mean,
+        )
+
+    return truncate
+
+
 def _state_of(truncation: Truncation) -> Tensors:
     found = truncation.decomposition
-    state = {"energies": found.energies, "up": found.up, "down": found.down}
+    assert isinstance(found, Decomposition | SeparableDecomposition)
+    state: Tensors = {field.name: getattr(found, field.name) for field in fields(found)}
     return state if truncation.mean is None else {**state, "mean": truncation.mean}
 
 
 def _truncation_of(state: Tensors, device: torch.device) -> Truncation:
     device = torch.device("cpu") if device.type == "mps" else device
     found = {name: tensor.to(device) for name, tensor in state.items()}
-    return Truncation(
-        Decomposition(found["energies"], found["up"], found["down"]), found.get("mean")
-    )
+    mean = found.pop("mean", None)
+    form = SeparableDecomposition if "filters" in found else Decomposition
+    return Truncation(form(**found), mean)
 
 
 def factorized(

@@ -9,8 +9,9 @@ import numpy as np
 from compressor.methods.allocation import ALLOCATORS, Options, options
 from compressor.methods.budget import smallest
 from compressor.methods.constraints import Floats
+from compressor.methods.layer_weights import LAYER_WEIGHTS
 from compressor.methods.measurement import Measurement
-from compressor.methods.metrics import LAYER_WEIGHTS, METRICS
+from compressor.methods.metrics import METRICS
 from compressor.methods.recipe import Recipe
 from compressor.methods.sharing import MEASURED
 from compressor.schema import FrontierPoint, PredictedFrontier

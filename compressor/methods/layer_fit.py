@@ -12,6 +12,7 @@ from compressor.errors import LayerError
 from compressor.layers.candidates import Candidate
 from compressor.layers.kinds import LAYER_KINDS
 from compressor.methods.pair_sums import PairSums
+from compressor.methods.separable import folded_sum, solve_filters, widened
 
 
 class LayerFit:
@@ -44,6 +45,7 @@ class LayerFit:
         self._kind, self._ridge, self._metric = LAYER_KINDS.get(layer.kind), ridge, metric
         self._group = group
         self._has_bias = getattr(compressed, "bias", None) is not None
+        self._taps = layer.taps
         for module in compressed.modules():
             for part, value in list(module.named_parameters(recurse=False)):
                 own = nn.Parameter(value.detach().clone(), requires_grad=value.requires_grad)
@@ -73,7 +75,7 @@ class LayerFit:
         rows = (
             self._kind.rows(self._dense, inputs, samples)
             if self._both
-            else self._kind.output_rows(self._dense, low.down(inputs), samples)
+            else self._kind.rows(low, low.down(inputs), samples)
         )
         wanted = self._kind.output_rows(self._dense, expected, samples)
         if rows is None:
@@ -117,7 +119,10 @@ class LayerFit:
         seen = up.T if self._metric is None else up.T @ self._metric
         inner = seen @ up
         inner.diagonal().add_(1e-9 * float(inner.diagonal().mean()) + 1e-300)
-        down = down + self._ridged(gram, torch.linalg.solve(inner, seen @ missing))
+        if self._taps > 1:
+            down = down + self._filters(inner, gram, seen @ missing)
+        else:
+            down = down + self._ridged(gram, torch.linalg.solve(inner, seen @ missing))
         return up, down, self._bias(up @ down, mean, wanted)
 
     def _bias(self, matrix: Tensor, mean: Tensor, wanted: Tensor) -> Tensor | None:
@@ -133,3 +138,10 @@ class LayerFit:
             solved: Tensor = torch.linalg.solve(damped, right, left=False)
             return solved
         return torch.cholesky_solve(right.T, factor).T
+
+    def _filters(self, inner: Tensor, gram: Tensor, right: Tensor) -> Tensor:
+        """Return the step of the vertical filters, widened: all taps of a row share one filter."""
+        damped = gram.clone()
+        damped.diagonal().add_(max(self._ridge * float(gram.diagonal().mean()), 1e-300))
+        step = solve_filters(inner, damped, folded_sum(right, self._taps), self._taps)
+        return widened(step, self._taps)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -10,11 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from compressor.collapse.fisher import KroneckerFisher
+from compressor.collapse.fisher import KroneckerFisher, RowFactors
 from compressor.collapse.loss import LossGradient
 from compressor.collapse.metrics import nc1_quotient
 from compressor.collapse.watch import LayerStatistics
-from compressor.methods.decompose import Decomposition, decompose, decompose_on_smaller_side
+from compressor.methods.decompose import Factors, decompose, decompose_on_smaller_side
 from compressor.methods.recipe import Recipe
 from compressor.registry import Registry
 
@@ -45,8 +44,31 @@ class Truncation:
         mean: μ [n]; the corrected bias is b + (W − Ŵ) μ. None corrects nothing.
     """
 
-    decomposition: Decomposition
+    decomposition: Factors
     mean: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Sides:
+    """A metric on a layer's weights as it stands on both of their sides.
+
+    Args:
+        inputs: Σ [n, n]; None is the identity.
+        outputs: F [m, m]; None is the identity.
+        mean: As in `Truncation`.
+    """
+
+    inputs: Tensor | None = None
+    outputs: Tensor | None = None
+    mean: Tensor | None = None
+
+
+Truncate = Callable[[Tensor, LayerStatistics | None, Recipe], Truncation]
+"""From the weights W [m, n] in float64, the layer's statistics and the recipe to the layer's
+decomposition."""
+
+BothSides = Callable[[Tensor, LayerStatistics | None, Recipe], Sides]
+"""From the same to the metric on both sides."""
 
 
 @dataclass(frozen=True)
@@ -54,48 +76,42 @@ class Metric:
     """A metric on a layer's weights.
 
     Args:
-        truncate: From the weights W [m, n] in float64, the layer's statistics and the recipe to
-            its decomposition.
+        truncate: How a matrix is truncated in it.
         needs: What `capture` has to gather for it.
+        sides: The metric itself, for layers that take another form than two matrices
+            (`compressor.methods.separable`); None where it has no such form.
     """
 
-    truncate: Callable[[Tensor, LayerStatistics | None, Recipe], Truncation]
+    truncate: Truncate
     needs: Needs
+    sides: BothSides | None = None
 
-
-LayerWeight = Callable[[LayerStatistics | None, float, Recipe], float]
-"""From statistics, the layer's total energy in its metric and the recipe to the weight s_l.
-
-Statistics are None where only the weights were looked at; guidance (β > 0) has nothing to go by.
-"""
 
 METRICS: Registry[Metric] = Registry("metric", group="metrics")
-LAYER_WEIGHTS: Registry[LayerWeight] = Registry("layer weight", group="layer_weights")
 
 
-def _identity(weight: Tensor, statistics: LayerStatistics | None, recipe: Recipe) -> Truncation:
+def _identity(weight: Tensor, statistics: LayerStatistics | None, recipe: Recipe) -> Sides:
     """The Frobenius norm of the weights: plain truncated SVD (Eckart & Young 1936)."""
-    del statistics, recipe
-    return Truncation(decompose(weight))
+    del weight, statistics, recipe
+    return Sides()
 
 
-def _second_moment(
-    weight: Tensor, statistics: LayerStatistics | None, recipe: Recipe
-) -> Truncation:
+def _second_moment(weight: Tensor, statistics: LayerStatistics | None, recipe: Recipe) -> Sides:
     """E[zzᵀ], uncentred, without bias correction (SVD-LLM, arXiv 2403.07378, whitening)."""
-    del recipe
-    moments = _known(statistics).inputs
+    del weight, recipe
+    moments = known_statistics(statistics).inputs
     mean = moments.mean
-    return Truncation(decompose(weight, moments.total_covariance + torch.outer(mean, mean)))
+    return Sides(moments.total_covariance + torch.outer(mean, mean))
 
 
-def _class_aware(weight: Tensor, statistics: LayerStatistics | None, recipe: Recipe) -> Truncation:
+def _class_aware(weight: Tensor, statistics: LayerStatistics | None, recipe: Recipe) -> Sides:
     """Σ_B + α Σ_W: below α = 1, directions that only vary within classes are given up first.
 
     At α = 1 this is the covariance Σ_T: reconstruction of the outputs with a corrected bias
     (DRONE, NeurIPS 2021; AFM). A layer without a bias keeps the mean in the metric instead.
     """
-    known = _known(statistics)
+    del weight
+    known = known_statistics(statistics)
     moments = known.inputs
     if recipe.alpha == "nc1":
         quotient = nc1_quotient(known.input_classes)
@@ -104,131 +120,133 @@ def _class_aware(weight: Tensor, statistics: LayerStatistics | None, recipe: Rec
         alpha = recipe.alpha
     matrix = moments.between_covariance + alpha * moments.within_covariance
     if known.layer.has_bias:
-        return Truncation(decompose(weight, matrix), moments.mean)
-    return Truncation(decompose(weight, matrix + torch.outer(moments.mean, moments.mean)))
+        return Sides(matrix, mean=moments.mean)
+    return Sides(matrix + torch.outer(moments.mean, moments.mean))
 
 
-def _fisher(weight: Tensor, statistics: LayerStatistics | None, recipe: Recipe) -> Truncation:
+def _magnitude(weight: Tensor, statistics: LayerStatistics | None, recipe: Recipe) -> Sides:
+    """diag(mean |z|): ASVD's scaling S = diag(mean |z|)^α, squared, at α = 0.5 (2312.05821)."""
+    del weight, recipe
+    magnitude = known_statistics(statistics).magnitude
+    if magnitude is None:
+        raise ValueError("the metric needs the mean size of the inputs, which was not gathered")
+    return Sides(torch.diag(magnitude))
+
+
+def _row_fisher(weight: Tensor, statistics: LayerStatistics | None, recipe: Recipe) -> Sides:
+    """diag(E Σ_j G_ij²) on the outputs: the empirical Fisher summed by row (FWSVD, 2207.00112)."""
+    del weight, recipe
+    return Sides(outputs=torch.diag(known_loss(statistics).rows))
+
+
+def _fisher(weight: Tensor, fisher: KroneckerFisher, *, whole: bool) -> tuple[Tensor, Tensor]:
     """The Kronecker-factored Fisher: energies are twice the KL that is lost, to second order."""
-    del recipe
-    known = _known(statistics)
-    fisher = _known_fisher(known)
-    pulled = fisher.pulled / fisher.energy if fisher.energy > 0 else fisher.pulled
-    return Truncation(
-        decompose_on_smaller_side(weight, fisher.near, pulled),
-        fisher.centre if known.layer.has_bias else None,
-    )
+    del weight
+    far = _far(fisher, whole)
+    return fisher.near, far / fisher.energy if fisher.energy > 0 else far
 
 
 def _shrunk_fisher(
-    weight: Tensor, statistics: LayerStatistics | None, recipe: Recipe
-) -> Truncation:
+    weight: Tensor, fisher: KroneckerFisher, *, whole: bool
+) -> tuple[Tensor, Tensor]:
     """The same, both factors drawn towards the identity: few samples say little of most directions.
 
     ``near`` becomes near + `DRAWN_NEAR` · its mean eigenvalue, the other factor M becomes
-    (1 − `DRAWN_FAR`) M + `DRAWN_FAR` · tr M/k · I, before it is seen through the weights. (Linear
-    shrinkage of a covariance: Ledoit & Wolf, J. Multivariate Anal. 88, 2004.)
+    (1 − `DRAWN_FAR`) M + `DRAWN_FAR` · tr M/k · I. (Linear shrinkage of a covariance: Ledoit &
+    Wolf, J. Multivariate Anal. 88, 2004.)
     """
-    del recipe
-    known = _known(statistics)
-    fisher = _known_fisher(known)
     if fisher.energy <= 0:
-        return _fisher(weight, statistics, Recipe())
-    rows, columns = weight.shape
-    tall = rows > columns
-    through = weight.T @ weight if tall else weight @ weight.T
+        return _fisher(weight, fisher, whole=whole)
+    far = _far(fisher, whole)
+    if whole:
+        identity = torch.eye(len(far), dtype=far.dtype, device=far.device)
+    else:
+        identity = weight.T @ weight if len(weight) > weight.shape[1] else weight @ weight.T
     # Both factors have the trace E‖G‖², so that the far one's share of it is 1 below.
-    drawn = through / (rows if tall else columns)
-    pulled = (1 - DRAWN_FAR) * fisher.pulled / fisher.energy + DRAWN_FAR * drawn
+    drawn = identity / max(weight.shape)
     near = fisher.near.clone()
     near.diagonal().add_(DRAWN_NEAR * fisher.energy / len(near))
-    return Truncation(
-        decompose_on_smaller_side(weight, near, pulled),
-        fisher.centre if known.layer.has_bias else None,
-    )
+    return near, (1 - DRAWN_FAR) * far / fisher.energy + DRAWN_FAR * drawn
 
 
-def _mixed_fisher(weight: Tensor, statistics: LayerStatistics | None, recipe: Recipe) -> Truncation:
+def _mixed_fisher(weight: Tensor, fisher: KroneckerFisher, *, whole: bool) -> tuple[Tensor, Tensor]:
     """The Fisher drawn halfway towards that of single rows, which has many more terms.
 
     Both factors are taken relative to their traces, and the total loss is left as the samples'
     gradients tell it: rows cannot tell how much of them cancels within a sample.
     """
-    known = _known(statistics)
-    fisher = _known_fisher(known)
     rows = fisher.by_row
     if rows is None or rows.energy <= 0 or fisher.energy <= 0:
-        return _fisher(weight, statistics, recipe)
+        return _fisher(weight, fisher, whole=whole)
     near = fisher.near / fisher.energy + rows.near / rows.energy
     pulled = fisher.pulled / fisher.energy + rows.pulled / rows.energy
     total = float((fisher.near * fisher.pulled).sum()) / fisher.energy
     mixed = float((near * pulled).sum())
     scale = total / mixed if mixed > 0 else 0.0
-    return Truncation(
-        decompose_on_smaller_side(weight, near * scale, pulled),
-        fisher.centre if known.layer.has_bias else None,
-    )
+    if not whole:
+        return near * scale, pulled
+    return near * scale, _far(fisher, whole) / fisher.energy + _far(rows, whole) / rows.energy
 
 
-def _magnitude(weight: Tensor, statistics: LayerStatistics | None, recipe: Recipe) -> Truncation:
-    """diag(mean |z|): ASVD's scaling S = diag(mean |z|)^α, squared, at α = 0.5 (2312.05821)."""
-    del recipe
-    magnitude = _known(statistics).magnitude
-    if magnitude is None:
-        raise ValueError("the metric needs the mean size of the inputs, which was not gathered")
-    return Truncation(decompose(weight, torch.diag(magnitude)))
+FisherRule = Callable[..., tuple[Tensor, Tensor]]
+"""From W and its Fisher to the factor on the smaller side and the other one, the latter seen
+through the weights or whole."""
 
 
-def _row_fisher(weight: Tensor, statistics: LayerStatistics | None, recipe: Recipe) -> Truncation:
-    """diag(E Σ_j G_ij²) on the outputs: the empirical Fisher summed by row (FWSVD, 2207.00112)."""
-    del recipe
-    rows = known_loss(statistics).rows
-    return Truncation(decompose(weight, None, torch.diag(rows)))
+def _far(factors: KroneckerFisher | RowFactors, whole: bool) -> Tensor:
+    """Return the factor of the larger side, whole or seen through the weights."""
+    if not whole:
+        return factors.pulled
+    if factors.far is None:
+        raise ValueError(
+            "its other form needs the Fisher's larger factor, which was not gathered: measure "
+            "with --conv-form auto or spatial"
+        )
+    return factors.far
 
 
-METRICS.register("identity")(Metric(_identity, "weights"))
-METRICS.register("second_moment")(Metric(_second_moment, "forward"))
-METRICS.register("covariance")(Metric(_class_aware, "forward"))
-METRICS.register("fisher")(Metric(_fisher, "gradients"))
-METRICS.register("shrunk_fisher")(Metric(_shrunk_fisher, "gradients"))
-METRICS.register("mixed_fisher")(Metric(_mixed_fisher, "gradients"))
-METRICS.register("magnitude")(Metric(_magnitude, "forward"))
-METRICS.register("row_fisher")(Metric(_row_fisher, "loss"))
+def _of_sides(sides: BothSides, needs: Needs) -> Metric:
+    """Return a metric that is known on both sides."""
+
+    def truncate(weight: Tensor, statistics: LayerStatistics | None, recipe: Recipe) -> Truncation:
+        found = sides(weight, statistics, recipe)
+        return Truncation(decompose(weight, found.inputs, found.outputs), found.mean)
+
+    truncate.__doc__ = sides.__doc__
+    return Metric(truncate, needs, sides)
 
 
-@LAYER_WEIGHTS.register("one")
-def one(statistics: LayerStatistics | None, energy: float, recipe: Recipe) -> float:
-    """1: the energies are losses already and compare across layers."""
-    del statistics, energy, recipe
-    return 1.0
+def _of_fisher(rule: FisherRule) -> Metric:
+    """Return a metric made of the Fisher, of which mostly the smaller side is known."""
+
+    def centre(known: LayerStatistics) -> Tensor | None:
+        return _known_fisher(known).centre if known.layer.has_bias else None
+
+    def truncate(weight: Tensor, statistics: LayerStatistics | None, recipe: Recipe) -> Truncation:
+        del recipe
+        known = known_statistics(statistics)
+        near, pulled = rule(weight, _known_fisher(known), whole=False)
+        return Truncation(decompose_on_smaller_side(weight, near, pulled), centre(known))
+
+    def sides(weight: Tensor, statistics: LayerStatistics | None, recipe: Recipe) -> Sides:
+        del recipe
+        known = known_statistics(statistics)
+        near, far = rule(weight, _known_fisher(known), whole=True)
+        inputs, outputs = (near, far) if len(weight) > weight.shape[1] else (far, near)
+        return Sides(inputs, outputs, centre(known))
+
+    truncate.__doc__ = rule.__doc__
+    return Metric(truncate, "gradients", sides)
 
 
-@LAYER_WEIGHTS.register("relative")
-def relative(statistics: LayerStatistics | None, energy: float, recipe: Recipe) -> float:
-    """q_out^β / tr: a share of the layer's own energy; collapsed layers (small q) go first."""
-    return _guidance(statistics, recipe) / energy if energy > 0 else 0.0
-
-
-@LAYER_WEIGHTS.register("root")
-def root(statistics: LayerStatistics | None, energy: float, recipe: Recipe) -> float:
-    """q_out^β / √tr: between absolute and relative."""
-    return _guidance(statistics, recipe) / math.sqrt(energy) if energy > 0 else 0.0
-
-
-@LAYER_WEIGHTS.register("guided")
-def guided(statistics: LayerStatistics | None, energy: float, recipe: Recipe) -> float:
-    """q_out^β: losses as they are, but collapsed layers (small q) are given up first."""
-    del energy
-    return _guidance(statistics, recipe)
-
-
-def _guidance(statistics: LayerStatistics | None, recipe: Recipe) -> float:
-    if recipe.beta == 0:
-        return 1.0
-    quotient = nc1_quotient(_known(statistics).output_classes)
-    if quotient is None:
-        return 1.0
-    return math.pow(min(max(quotient, 1e-6), 1e6), recipe.beta)
+METRICS.register("identity")(_of_sides(_identity, "weights"))
+METRICS.register("second_moment")(_of_sides(_second_moment, "forward"))
+METRICS.register("covariance")(_of_sides(_class_aware, "forward"))
+METRICS.register("fisher")(_of_fisher(_fisher))
+METRICS.register("shrunk_fisher")(_of_fisher(_shrunk_fisher))
+METRICS.register("mixed_fisher")(_of_fisher(_mixed_fisher))
+METRICS.register("magnitude")(_of_sides(_magnitude, "forward"))
+METRICS.register("row_fisher")(_of_sides(_row_fisher, "loss"))
 
 
 def output_metrics(statistics: Mapping[str, LayerStatistics]) -> dict[str, Tensor]:
@@ -247,7 +265,12 @@ def output_metrics(statistics: Mapping[str, LayerStatistics]) -> dict[str, Tenso
     return found
 
 
-def _known(statistics: LayerStatistics | None) -> LayerStatistics:
+def known_statistics(statistics: LayerStatistics | None) -> LayerStatistics:
+    """Return statistics that have to be there.
+
+    Raises:
+        ValueError: If there are none.
+    """
     if statistics is None:
         raise ValueError("the metric needs statistics of the layer's inputs")
     return statistics
@@ -265,7 +288,7 @@ def known_loss(statistics: LayerStatistics | None) -> LossGradient:
     Raises:
         ValueError: If it was not gathered.
     """
-    found = _known(statistics).loss
+    found = known_statistics(statistics).loss
     if found is None:
         raise ValueError("the loss's gradient in the weights was not gathered")
     return found

@@ -23,7 +23,7 @@ from compressor.errors import LayerError
 from compressor.forward import Inputs, batch_length, token_mask
 from compressor.layers.candidates import Candidate
 from compressor.layers.kinds import LAYER_KINDS, LayerKind
-from compressor.layers.lowrank import lowrank_layers
+from compressor.layers.lowrank import LowRank, lowrank_layers
 from compressor.methods.decompose import weighted_error
 from compressor.methods.factorize import corrected_bias
 from compressor.methods.measurement import Measurement
@@ -159,12 +159,12 @@ def output_errors(
     return found
 
 
-def predicted_error(statistics: LayerStatistics, dense: nn.Module, lowrank: nn.Module) -> float:
+def predicted_error(statistics: LayerStatistics, dense: nn.Module, lowrank: LowRank) -> float:
     """Return E‖(W − Ŵ) z + b − b̂‖² over the rows that were measured.
 
     With D = W − Ŵ it is tr(D Σ_T Dᵀ) + ‖D μ + b − b̂‖².
     """
-    kind = LAYER_KINDS.get(statistics.layer.kind)
+    kind = LAYER_KINDS.get(lowrank.kind)
     covariance, mean = statistics.inputs.total_covariance, statistics.inputs.mean
     up, down = kind.factors(lowrank)
     difference = kind.matrix(dense).to(mean) - up.to(mean) @ down.to(mean)

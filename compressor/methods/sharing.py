@@ -6,10 +6,10 @@ from statistics import median
 
 import torch
 
-from compressor.methods.allocation import ALLOCATORS, options
+from compressor.methods.allocation import ALLOCATORS, Options, options
 from compressor.methods.constraints import Constraints
+from compressor.methods.layer_weights import LAYER_WEIGHTS
 from compressor.methods.measurement import Measurement
-from compressor.methods.metrics import LAYER_WEIGHTS
 from compressor.methods.recipe import Recipe
 
 MEASURED = "measured"
@@ -22,15 +22,22 @@ def allocate(
     measurement: Measurement, recipe: Recipe, constraints: Constraints, *, multiple: int
 ) -> dict[str, int]:
     """Return the ranks that a recipe gives within what the candidates may cost together."""
-    layers = {}
-    for name, layer in measurement.candidates.layers.items():
-        tail = measurement.decompositions.get(name, recipe).decomposition.tail()
-        weight = LAYER_WEIGHTS.get(recipe.layer_weight)(
-            measurement.layers.get(name), float(tail[0]), recipe
-        )
-        losses = (tail * weight).cpu().numpy()
-        layers[name] = options(layer, losses, constraints, multiple=multiple)
+    layers = {
+        name: layer_options(measurement, name, recipe, constraints, multiple=multiple)
+        for name in measurement.candidates.layers
+    }
     return ALLOCATORS.get(recipe.allocation)(layers, constraints.limits)
+
+
+def layer_options(
+    measurement: Measurement, name: str, recipe: Recipe, constraints: Constraints, *, multiple: int
+) -> Options:
+    """Return what a layer may become, with the losses that a recipe predicts."""
+    layer = measurement.candidates.layers[name]
+    tail = measurement.decompositions.get(name, recipe).decomposition.tail()
+    known = measurement.layers.get(name)
+    weight = LAYER_WEIGHTS.get(recipe.layer_weight)(known, float(tail[0]), recipe)
+    return options(layer, (tail * weight).cpu().numpy(), constraints, multiple=multiple)
 
 
 def measured_ranks(

@@ -46,7 +46,7 @@ def problem(seed, samples, positions, m, n):
 def test_is_the_explicit_one(seed, samples, positions, shape, scale):
     m, n = shape
     weight, inputs, gradients = problem(seed, samples, positions, m, n)
-    moments = FisherMoments(weight, torch.zeros(n).double(), home=CPU)
+    moments = FisherMoments(weight, torch.zeros(n).double(), home=CPU, whole=True)
     half = samples // 2
     for part in (slice(0, half), slice(half, None)):
         if len(inputs[part]):
@@ -62,6 +62,11 @@ def test_is_the_explicit_one(seed, samples, positions, shape, scale):
     assert found.energy == pytest.approx(energy)
     assert found.energy == pytest.approx(float(found.near.trace()))
     torch.testing.assert_close(found.rows, rows / samples)
+    torch.testing.assert_close(found.far, inner if m <= n else outputs)
+    if positions > 1:  # every row a sample of its own
+        single = (part.flatten(0, 1)[:, None] for part in (inputs, gradients))
+        outputs, inner, *_ = explicit(weight, *single)
+        torch.testing.assert_close(found.by_row.far, positions * (inner if m <= n else outputs))
 
 
 @pytest.mark.parametrize(("m", "n"), [(4, 6), (6, 4)])

@@ -7,10 +7,10 @@ import torch
 
 from compressor.collapse.metrics import nc1_quotient
 from compressor.methods.decompose import decompose_on_smaller_side, weighted_error
+from compressor.methods.layer_weights import LAYER_WEIGHTS
 from compressor.methods.metrics import (
     DRAWN_FAR,
     DRAWN_NEAR,
-    LAYER_WEIGHTS,
     METRICS,
     SMALLEST_ALPHA,
 )

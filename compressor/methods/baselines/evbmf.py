@@ -65,7 +65,9 @@ class VariationalBayes:
         found = {}
         for name, layer in measurement.candidates.layers.items():
             energies = measurement.decompositions.get(name, self.recipe).decomposition.energies
-            found[name] = analytic_rank(energies.sqrt().cpu().numpy(), max(layer.shape))
+            found[name] = analytic_rank(
+                energies.sqrt().cpu().numpy(), max(layer.folded or layer.shape)
+            )
         ranks = scaled(measurement.candidates.layers, found, constraints, multiple=multiple)
         return decided(measurement, ranks, self.recipe, progress=progress)
 

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from compressor.collapse.loss import LossGradient
+from compressor.errors import UsageError
 from compressor.layers.candidates import Candidate
 from compressor.methods.allocation import options
 from compressor.methods.baselines.recipe_method import decided
@@ -62,13 +63,15 @@ class ZeroSum:
     ) -> Decision:
         """Score every component of every layer and drop until the budget holds."""
         layers = measurement.candidates.layers
-        changes = {
-            name: loss_changes(
-                measurement.decompositions.get(name, self.recipe).decomposition,
-                known_loss(measurement.layers[name]),
-            )
-            for name in layers
-        }
+        changes = {}
+        for name in layers:
+            found = measurement.decompositions.get(name, self.recipe).decomposition
+            if not isinstance(found, Decomposition):
+                raise UsageError(
+                    f"The method zs-svd scores singular components, and layer {name!r} in spatial "
+                    "form has none. Take --conv-form channel."
+                )
+            changes[name] = loss_changes(found, known_loss(measurement.layers[name]))
         ranks = zero_sum(layers, changes, constraints, multiple=multiple)
         return decided(measurement, ranks, self.recipe, progress=progress)
 

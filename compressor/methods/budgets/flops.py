@@ -12,7 +12,8 @@ class Flops(CountedKind):
     """FLOPs as torch's FlopCounterMode counts them, a multiply-add as two.
 
     A product with W [m, n] at P positions takes 2 P m n, its two factors 2 P r (m + n), and the
-    same holds of convolutions at P output positions: FLOPs go with the weights that are kept.
+    same holds of convolutions at P output positions: FLOPs go with the weights that are kept. In
+    spatial form the first factor works at more positions than the second where that one strides.
     """
 
     def constraint(self, budget: Budget, subject: Subject) -> Constraint:
@@ -22,7 +23,9 @@ class Flops(CountedKind):
         per_weight = {
             name: by_module.get(name, 0) / layer.parameters for name, layer in layers.items()
         }
-        costs = costs_of_weights(layers, per_weight)
+        costs = costs_of_weights(
+            layers, per_weight, {name: layer.rank_work for name, layer in layers.items()}
+        )
         fixed = total - sum(by_module.get(name, 0) for name in layers)
         return constraint_of(budget, costs, fixed=float(fixed))
 
