@@ -16,6 +16,7 @@ from compressor.collapse.metrics import nc1_quotient
 from compressor.collapse.moments import ClassMoments
 from compressor.collapse.watch import LayerStatistics
 from compressor.forward import Batch, Batches
+from compressor.layers.candidates import Candidate
 from compressor.methods.factorize import Decompositions
 from compressor.methods.measurement import Measurement
 from compressor.methods.metrics import SMALLEST_ALPHA, Truncation
@@ -64,9 +65,9 @@ def permuted(measurement: Measurement) -> Measurement:
     alphas = {name: _alpha(statistics.layers[donors[name]].inputs) for name in statistics.layers}
     shared = measurement.decompositions
 
-    def get(name: str, recipe: Recipe) -> Truncation:
+    def get(forms: Forms, name: str, recipe: Recipe) -> Truncation:
         alpha = alphas[name] if recipe.alpha == "nc1" else recipe.alpha
-        return shared.get(name, recipe.model_copy(update={"alpha": alpha}))
+        return shared.of(forms).get(name, recipe.model_copy(update={"alpha": alpha}))
 
     return _with(measurement, layers, get)
 
@@ -87,9 +88,9 @@ def with_shuffled_labels(measurement: Measurement, shuffled: Statistics) -> Meas
     shared = measurement.decompositions
     own = Decompositions(measurement.model, measurement.candidates.layers, layers)
 
-    def get(name: str, recipe: Recipe) -> Truncation:
+    def get(forms: Forms, name: str, recipe: Recipe) -> Truncation:
         # At α = 1 the classes add up to the total covariance, whatever the labels.
-        return shared.get(name, recipe) if recipe.alpha == 1.0 else own.get(name, recipe)
+        return (shared if recipe.alpha == 1.0 else own).of(forms).get(name, recipe)
 
     return _with(measurement, layers, get)
 
@@ -103,29 +104,33 @@ def donors_of(names: list[str], *, seed: int) -> dict[str, str]:
     return {name: names[index] for name, index in zip(names, order, strict=True)}
 
 
+Forms = Mapping[str, Candidate]
+
+
 class _Redirected(Decompositions):
     """Decompositions that come from elsewhere.
 
     Args:
-        get: From a layer's name and a recipe to its decomposition.
+        layers: The candidates in the forms that are asked for.
+        get: From these, a layer's name and a recipe to its decomposition.
     """
 
-    def __init__(self, get: Callable[[str, Recipe], Truncation]) -> None:
-        self._get = get
+    def __init__(self, layers: Forms, get: Callable[[Forms, str, Recipe], Truncation]) -> None:
+        self._layers, self._get = layers, get
 
     def get(self, name: str, recipe: Recipe) -> Truncation:
         """Return one layer's decomposition in the recipe's metric."""
-        return self._get(name, recipe)
+        return self._get(self._layers, name, recipe)
 
 
 def _with(
     measurement: Measurement,
     layers: Mapping[str, LayerStatistics],
-    get: Callable[[str, Recipe], Truncation],
+    get: Callable[[Forms, str, Recipe], Truncation],
 ) -> Measurement:
     changed = replace(measurement, statistics=replace(_known(measurement), layers=dict(layers)))
     share_caches(measurement, changed)
-    vars(changed)["decompositions"] = _Redirected(get)
+    vars(changed)["decompositions"] = _Redirected(measurement.candidates.layers, get)
     return changed
 
 

@@ -39,7 +39,7 @@ from compressor.progress import SILENT
 from compressor.stages import factorize, gather, measure
 from compressor.tokens import TokenForward
 
-Key = tuple[str, str, object]
+Key = tuple[str, str, str, object]
 
 
 @dataclass
@@ -66,14 +66,14 @@ class SharedDecompositions(Decompositions):
 
     def get(self, name: str, recipe: Recipe) -> Truncation:
         """Return one layer's decomposition in the recipe's metric."""
-        key = (name, recipe.metric, recipe.alpha)
+        key = (name, self._layers[name].kind, recipe.metric, recipe.alpha)
         self._used.add(key)
         if key in self._spent:
             return super().get(name, recipe)
         start = time.perf_counter()
         found = super().get(name, recipe)
         seconds = time.perf_counter() - start
-        tensors = (found.decomposition.energies, found.decomposition.up, found.decomposition.down)
+        tensors = list(vars(found.decomposition).values())
         held = sum(tensor.nelement() * tensor.element_size() for tensor in tensors)
         self._spent[key] = Spent(seconds, held)
         self._fresh.add(key)
@@ -81,7 +81,8 @@ class SharedDecompositions(Decompositions):
 
     def begin(self) -> None:
         """Forget what was used."""
-        self._used, self._fresh = set(), set()
+        self._used.clear()
+        self._fresh.clear()
 
     @property
     def used(self) -> Spent:
@@ -207,7 +208,7 @@ class Prepared:
             )
         assert found.kl_to_dense is not None
         assert found.agreement is not None
-        layers = seen.candidates.layers
+        layers = (plan.measurement or seen).candidates.layers
         kept = sum(layer.cost(plan.ranks[name]) for name, layer in layers.items())
         passed = self.passes[arm.needs]
         seconds = {

@@ -40,11 +40,13 @@ VERSIONS = ("compressor", "torch", "transformers", "timm", "numpy")
 DEFAULT_ALONE = (
     "collapse/row_energy.py",
     "methods/attribution.py",
+    "methods/forms.py",
     "methods/guided.py",
     "methods/layer_fit.py",
     "methods/lockstep.py",
     "methods/refit.py",
     "methods/select.py",
+    "methods/separable.py",
     "methods/twins.py",
 )
 """Files that no other arm than the default runs: a change of them leaves the others' rows valid."""

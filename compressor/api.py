@@ -10,6 +10,7 @@ from torch import nn
 
 from compressor.evaluation.loop import Evaluation, evaluate
 from compressor.forward import Batch, Batches
+from compressor.layers.candidates import ConvForm
 from compressor.methods.plan import Plan
 from compressor.progress import SILENT, Progress
 from compressor.saving import save
@@ -46,6 +47,7 @@ def compress(
     gradients: bool = True,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    conv_form: ConvForm | None = None,
     rank_multiple: int = 1,
     classes: int | None = None,
     seed: int = 0,
@@ -67,6 +69,7 @@ def compress(
         gradients: Allow a backward pass over the calibration batches.
         include: Patterns of layers to take though they would be left dense by default.
         exclude: Patterns of layers to leave dense.
+        conv_form: Form of convolutions k×k, as in `measure`.
         rank_multiple: Ranks are multiples of this.
         classes: Number of classes; None takes the width of the logits.
         seed: Seed of every draw.
@@ -85,6 +88,7 @@ def compress(
         classes=classes,
         include=include,
         exclude=exclude,
+        conv_form=conv_form,
         seed=seed,
         blockwise=blockwise,
         progress=progress,

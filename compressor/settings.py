@@ -94,6 +94,8 @@ class MethodSettings(BaseModel):
             be left dense by default.
         exclude: Patterns of layers to leave dense.
         gradients: Allow backward passes over the calibration data.
+        conv_form: Form of convolutions k×k: ``channel``, ``spatial``, or ``auto`` for each its own;
+            None takes the method's.
         rank_multiple: Ranks are rounded down to multiples of this.
         runtime: What models are timed in: ``eager``, ``compile`` or ``onnx``.
         blockwise: Measure language models one block at a time, with statistics on disk.
@@ -107,6 +109,7 @@ class MethodSettings(BaseModel):
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     gradients: bool = True
+    conv_form: Literal["channel", "spatial", "auto"] | None = None
     rank_multiple: Annotated[int, Field(ge=1)] = 1
     runtime: str = "eager"
     blockwise: bool = False

@@ -30,11 +30,12 @@ from compressor.forward import (
     repeated,
     to_device,
 )
-from compressor.layers.candidates import Candidates, find_candidates
+from compressor.layers.candidates import Candidates, ConvForm, find_candidates
 from compressor.layers.unfusing import unfused
-from compressor.methods.budget import granted, parse_budget
+from compressor.methods.budget import granted, liked_by_all, parse_budget
+from compressor.methods.forms import chosen_forms
 from compressor.methods.measurement import Measurement, default_device, hold_out
-from compressor.methods.method import METHODS
+from compressor.methods.method import METHODS, conv_form_of
 from compressor.methods.output_error import check_output_errors
 from compressor.methods.pace import keep_pace
 from compressor.methods.plan import Plan, check_against, planned_layers
@@ -64,6 +65,7 @@ def measure(
     heads: Sequence[str] = (),
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    conv_form: ConvForm | None = None,
     seed: int = 0,
     cache: Cache | None = None,
     blockwise: bool = False,
@@ -86,6 +88,9 @@ def measure(
         heads: Names of modules that make the logits, beside those that are found.
         include: Patterns of layers to take though they would be left dense by default.
         exclude: Patterns of layers to leave dense.
+        conv_form: Form of convolutions with a kernel over two axes: ``channel`` (k×k, then 1×1),
+            ``spatial`` (k×1, then 1×k), or ``auto``, which leaves `plan` the choice for each. None
+            takes the method's own: ``auto`` of ours, ``channel`` of published rules.
         seed: Seed of every draw.
         cache: Where statistics, decompositions and judgements are kept and looked for. Its keys
             have to name the model, the batches and how both are used.
@@ -120,10 +125,19 @@ def measure(
         selection = replayable(selection)
     probe = probe_inputs(kept, forward.device)
     given, model = model, unfused(model, probe)
-    candidates = candidates_of(model, probe, heads=heads, include=include, exclude=exclude)
+    candidates = candidates_of(
+        model,
+        probe,
+        heads=heads,
+        include=include,
+        exclude=exclude,
+        conv_form=conv_form_of(method, conv_form),
+    )
     if cache is not None:
         # What candidates there are is settled: of the patterns only what they match counts.
-        cache = cache.under({"pass": [needs, classes, seed], "layers": list(candidates.layers)})
+        folding = [name for name, layer in candidates.layers.items() if layer.folds]
+        gathered_for = {"pass": [needs, classes, seed], "layers": list(candidates.layers)}
+        cache = cache.under({**gathered_for, "folding": folding} if folding else gathered_for)
 
     def taken(most: int | None) -> Measurement:
         own = cache if cache is None or most is None else cache.under({"batches of": most})
@@ -160,6 +174,7 @@ def measure(
             seed=seed,
             cache=own,
             given=given,
+            conv_form=conv_form,
         )
 
     # Processes that share a pass cannot begin it again one by one.
@@ -175,6 +190,7 @@ def candidates_of(
     heads: Sequence[str] = (),
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    conv_form: ConvForm = "channel",
 ) -> Candidates:
     """Return the layers that can be factorized, as `find_candidates`, of which there must be some.
 
@@ -182,7 +198,9 @@ def candidates_of(
         ModelError: If there is none.
         UsageError: If a pattern matches no layer.
     """
-    candidates = find_candidates(model, probe, heads=heads, include=include, exclude=exclude)
+    candidates = find_candidates(
+        model, probe, heads=heads, include=include, exclude=exclude, conv_form=conv_form
+    )
     if not candidates.layers:
         raise ModelError(_nothing_to_do(candidates))
     return candidates
@@ -337,6 +355,11 @@ def _planned(
     texts = (budget,) if isinstance(budget, str) else tuple(budget)
     budgets = [parse_budget(text) for text in texts]
     subject = subject or subject_of(measurement)
+    multiple = liked_by_all(budgets, subject, multiple=rank_multiple)
+    if conv_form_of(method, measurement.conv_form) == "auto":
+        forms = chosen_forms(measurement, subject, budgets, multiple=multiple)
+        measurement = measurement.in_forms(forms)
+    subject = subject.of(measurement.candidates)
     allowed = granted(
         budgets,
         subject,
@@ -443,7 +466,7 @@ def factorize(
         )
     if not any(model is known for known in (measurement.given, measurement.model)):
         raise UsageError("The plan was made for another model object; measure this one.")
-    check_against(plan, measurement.candidates)
+    measurement = planned_forms(plan, measurement)
 
     def carried_out(most: int | None) -> nn.Module:
         found = measurement.at_most(most)
@@ -452,6 +475,16 @@ def factorize(
         return compressed
 
     return measurement.forward.room.run(carried_out, measurement.halvable, progress)
+
+
+def planned_forms(plan: Plan, measurement: Measurement) -> Measurement:
+    """Return a measurement whose layers have the forms that a plan gives them.
+
+    Raises:
+        UsageError: If the plan does not fit the model.
+    """
+    check_against(plan, measurement.candidates)
+    return measurement.in_forms(plan.kinds)
 
 
 def probe_inputs(batches: Batches, device: torch.device) -> Inputs:

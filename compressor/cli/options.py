@@ -205,6 +205,15 @@ Gradients = Annotated[
         help="Allow backward passes over the calibration data.",
     ),
 ]
+ConvolutionForm = Annotated[
+    Literal["channel", "spatial", "auto"] | None,
+    _option(
+        "Method",
+        "--conv-form",
+        help="What convolutions k×k become: k×k then 1×1 (channel), k×1 then 1×k (spatial), or "
+        "each what loses less (auto). nc1 and measured-kl take auto, published rules channel.",
+    ),
+]
 RankMultiple = Annotated[
     int, _option("Method", min=1, help="Round ranks down to a multiple: 8 on a CPU, 16 on a GPU.")
 ]
@@ -344,6 +353,7 @@ GROUPS: Mapping[type[BaseModel], Group] = {
             "include": Include,
             "exclude": Exclude,
             "gradients": Gradients,
+            "conv_form": ConvolutionForm,
             "rank_multiple": RankMultiple,
             "runtime": Runtime,
             "blockwise": Blockwise,

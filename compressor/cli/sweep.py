@@ -21,7 +21,8 @@ def sweep(
     model: ModelSettings,
     data: DataSettings,
     shared: Annotated[
-        MethodSettings, Only(("include", "exclude", "gradients", "rank_multiple", "blockwise"))
+        MethodSettings,
+        Only(("include", "exclude", "gradients", "conv_form", "rank_multiple", "blockwise")),
     ],
     settings: RunSettings,
     out: Annotated[

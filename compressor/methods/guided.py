@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from compressor.layers.candidates import ConvForm
 from compressor.methods.constraints import Constraints
 from compressor.methods.measurement import Measurement
 from compressor.methods.method import METHODS, Decision
@@ -51,6 +52,7 @@ class Guided:
     """NC1-guided allocation and class-aware metric, chosen on held-out data."""
 
     name = "nc1"
+    conv_form: ConvForm = "auto"
     source = (
         "Zangrando et al., arXiv 2402.03991 (collapse and rank); two-sided Fisher metric as in "
         "GFWSVD, arXiv 2505.17974, of the model's own predictions"

@@ -13,6 +13,7 @@ without.
 from __future__ import annotations
 
 from compressor.errors import UsageError
+from compressor.layers.candidates import ConvForm
 from compressor.methods.baselines.recipe_method import decided
 from compressor.methods.constraints import Constraints
 from compressor.methods.measurement import Measurement
@@ -30,6 +31,7 @@ class MeasuredKl:
     """Losses predicted by the Fisher, corrected by each layer's share of the measured KL."""
 
     name = "measured-kl"
+    conv_form: ConvForm = "auto"
     source = (
         "ours: Fisher metric; losses corrected by each layer's share of the measured KL "
         "(Aumann & Shapley 1974)"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -17,7 +18,7 @@ from compressor.collapse.row_energy import BatchEnergies, batch_energies
 from compressor.collapse.watch import LayerStatistics
 from compressor.evaluation.loop import Evaluation, evaluate, score
 from compressor.forward import Batches, Forward, largest_batch
-from compressor.layers.candidates import Candidates
+from compressor.layers.candidates import Candidates, ConvForm
 from compressor.methods.attribution import attributed_divergence
 from compressor.methods.factorize import Decompositions, factorized
 from compressor.methods.metrics import Needs, output_metrics
@@ -60,6 +61,7 @@ class Measurement:
         cache: Where what is made from here on is kept; its keys name the model, the data and the
             pass. None keeps it in memory alone.
         given: The dense model as the caller has it; None where it is ``model``.
+        conv_form: Form of convolutions that was asked for; None leaves it to the method.
     """
 
     model: nn.Module = field(repr=False)
@@ -72,6 +74,7 @@ class Measurement:
     seed: int
     cache: Cache | None = field(default=None, repr=False, compare=False)
     given: nn.Module | None = field(default=None, repr=False)
+    conv_form: ConvForm | None = None
     _kept: dict[str, nn.Module] = field(default_factory=dict, repr=False, compare=False)
     _again: Callable[[int], Measurement] | None = field(
         default=None, init=False, repr=False, compare=False
@@ -79,6 +82,7 @@ class Measurement:
     _smaller: dict[int, Measurement] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+    _origin: Measurement | None = field(default=None, init=False, repr=False, compare=False)
 
     def remade_by(self, again: Callable[[int], Measurement]) -> Measurement:
         """Return this measurement, told how to measure again on batches of at most so many."""
@@ -99,14 +103,38 @@ class Measurement:
             self._smaller[samples] = self._again(samples)
         return self._smaller[samples]
 
+    def in_forms(self, kinds: Mapping[str, str]) -> Measurement:
+        """Return the measurement with layers in other forms; what either makes serves both.
+
+        Args:
+            kinds: Kind of each layer that changes.
+
+        Raises:
+            KeyError: If a layer has no such form.
+        """
+        candidates = self.candidates.in_forms(kinds)
+        if candidates == self.candidates:
+            return self
+        origin = self._origin or self
+        other = replace(self, candidates=candidates)
+        object.__setattr__(other, "_origin", origin)
+        if origin._again is None:
+            return other
+        forms = {name: layer.kind for name, layer in candidates.layers.items()}
+        return other.remade_by(lambda most: origin.at_most(most).in_forms(forms))
+
     @cached_property
     def dense_norm_inputs(self) -> NormInputs:
         """Moments of the dense model's BatchNorm inputs, that corrections are relative to."""
+        if self._origin is not None:
+            return self._origin.dense_norm_inputs
         return norm_inputs(self.model, self.calibration, forward=self.forward)
 
     @cached_property
     def batch_energies(self) -> tuple[BatchEnergies, ...]:
         """How much the predictions depend on each row of the calibration batches."""
+        if self._origin is not None:
+            return self._origin.batch_energies
         return batch_energies(
             self.model,
             self.candidates.layers,
@@ -119,6 +147,8 @@ class Measurement:
     @cached_property
     def decompositions(self) -> Decompositions:
         """Decompositions of the layers, shared by every recipe that uses the same metrics."""
+        if self._origin is not None:
+            return self._origin.decompositions.of(self.candidates.layers)
         return Decompositions(
             self.model, self.candidates.layers, self.layers, self.cache, self.forward.group
         )
@@ -146,6 +176,8 @@ class Measurement:
     @cached_property
     def dense_selection(self) -> Evaluation | None:
         """How the dense model fares on the selection data; None where there is none."""
+        if self._origin is not None:
+            return self._origin.dense_selection
         if self.selection is None:
             return None
         if self.cache is None or isinstance(self.forward, TokenForward):
@@ -169,7 +201,7 @@ class Measurement:
         Where the recipe leaves the BatchNorm correction open, held-out data decides; without such
         data it is made.
         """
-        made = self._kept.pop(_key(ranks, recipe), None)
+        made = self._kept.pop(self._key(ranks, recipe), None)
         if made is not None:
             return made, recipe
         plain = factorized(self.model, self.candidates.layers, ranks, recipe, self.decompositions)
@@ -210,8 +242,7 @@ class Measurement:
         if self.cache is None:
             found = make()
         else:
-            of = {"ranks": sorted(ranks.items()), "recipe": recipe.model_dump(mode="json")}
-            found = self.cache.record("judgement", of, make)
+            found = self.cache.record("judgement", self._identity(ranks, recipe), make)
         judgement = Judgement.model_validate(found)
         return judgement, made[0] if made else None
 
@@ -231,7 +262,7 @@ class Measurement:
                 )
             )
 
-        of = {"ranks": sorted(ranks.items()), "recipe": recipe.model_dump(mode="json")}
+        of = self._identity(ranks, recipe)
         found = make() if self.cache is None else self.cache.record("shares", of, make)
         return TypeAdapter(dict[str, float]).validate_python(found)
 
@@ -257,7 +288,20 @@ class Measurement:
     def keep(self, ranks: dict[str, int], recipe: Recipe, made: nn.Module) -> None:
         """Keep a model that was made to be judged, for the one call that will ask for it again."""
         self._kept.clear()
-        self._kept[_key(ranks, recipe)] = made
+        self._kept[self._key(ranks, recipe)] = made
+
+    def _identity(self, ranks: dict[str, int], recipe: Recipe) -> dict[str, object]:
+        """Return what tells one factorization of the model from another."""
+        found: dict[str, object] = {
+            "ranks": sorted(ranks.items()),
+            "recipe": recipe.model_dump(mode="json"),
+        }
+        if self.candidates.folded:
+            found["forms"] = sorted(self.candidates.folded.items())
+        return found
+
+    def _key(self, ranks: dict[str, int], recipe: Recipe) -> str:
+        return json.dumps(self._identity(ranks, recipe))
 
     def divergence(self, compressed: nn.Module) -> float:
         """Return the mean KL from the dense model on the selection data, in nats."""
@@ -279,10 +323,6 @@ class Measurement:
             forward=self.forward,
             dense_logits=None if self.dense_selection is None else self.dense_selection.logits,
         )
-
-
-def _key(ranks: dict[str, int], recipe: Recipe) -> str:
-    return f"{sorted(ranks.items())} {recipe.model_dump_json()}"
 
 
 def hold_out(batches: Batches, *, every: int = 4) -> tuple[Batches, Batches | None]:

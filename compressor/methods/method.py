@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from compressor.layers.candidates import ConvForm
 from compressor.methods.constraints import Constraints
 from compressor.methods.measurement import Measurement
 from compressor.methods.metrics import Needs
@@ -30,7 +31,11 @@ class Decision:
 
 
 class Method(Protocol):
-    """Chooses a rank for every layer and how to truncate to it. One file each."""
+    """Chooses a rank for every layer and how to truncate to it. One file each.
+
+    A method may have an attribute ``conv_form``, the form that convolutions take where none was
+    asked for: ``"auto"`` of ours; published rules are of matrices, and keep channel form.
+    """
 
     @property
     def name(self) -> str:
@@ -56,6 +61,14 @@ class Method(Protocol):
     ) -> Decision:
         """Decide within what the candidates may cost together."""
         ...
+
+
+def conv_form_of(method: str, asked: ConvForm | None) -> ConvForm:
+    """Return the form of convolutions: what was asked for, or else the method's own."""
+    if asked is not None:
+        return asked
+    own: ConvForm = getattr(METHODS.get(method), "conv_form", "channel")
+    return own
 
 
 METHODS: Registry[Method] = Registry(

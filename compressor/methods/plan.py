@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from compressor.errors import UsageError, did_you_mean
 from compressor.jsonfile import read_object, validated
-from compressor.layers.candidates import Candidate, Candidates
+from compressor.layers.candidates import Candidate, Candidates, ConvForm
+from compressor.layers.kinds import LAYER_KINDS, FoldingKind
 from compressor.methods.measurement import Measurement
 from compressor.methods.recipe import Recipe
 from compressor.schema import Choice, Pace, Trial
@@ -22,7 +23,8 @@ class PlannedLayer(BaseModel):
     """One layer's place in a plan.
 
     Args:
-        kind: Registered layer kind.
+        kind: Registered layer kind: of convolutions ``conv2d`` in channel form, ``conv2d-spatial``
+            in spatial form.
         shape: (m, n) of its matrix.
         rank: Rank to keep; edit this. Above ``break_even_rank`` the layer stays dense.
         break_even_rank: Largest rank at which two factors are smaller than the dense matrix.
@@ -75,6 +77,17 @@ class Plan(BaseModel):
         """The measurement that the plan was made from, unless it was read from a file."""
         return self._measurement
 
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Layer kind by layer name, which says what form a layer takes."""
+        return {name: layer.kind for name, layer in self.layers.items()}
+
+    @property
+    def conv_form(self) -> ConvForm:
+        """What convolutions have to be allowed for it: their other form too, if it names one."""
+        named = (LAYER_KINDS.get(kind) for kind in set(self.kinds.values()))
+        return "auto" if any(isinstance(kind, FoldingKind) for kind in named) else "channel"
+
     def bound_to(self, measurement: Measurement) -> Plan:
         """Return the plan with the measurement that carries it out."""
         bound = self.model_copy()
@@ -124,8 +137,11 @@ def check_against(plan: Plan, candidates: Candidates) -> None:
 
 
 def _misfit(planned: PlannedLayer, layer: Candidate) -> str | None:
-    if planned.kind != layer.kind:
-        return f"its kind is {planned.kind!r} in the plan and {layer.kind!r} in the model"
+    kinds = [form.kind for form in (layer.form, *layer.others)]
+    if planned.kind not in kinds:
+        known = " or ".join(repr(kind) for kind in kinds)
+        return f"its kind is {planned.kind!r} in the plan and {known} in the model"
+    layer = layer.in_form(planned.kind)
     if planned.shape != layer.shape:
         return f"its shape is {planned.shape} in the plan and {layer.shape} in the model"
     if planned.rank > layer.full_rank:

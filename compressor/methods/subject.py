@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -39,6 +39,12 @@ class Subject:
     _tables: dict[int, dict[str, LayerSpeed]] = field(
         default_factory=dict, repr=False, compare=False
     )
+
+    def of(self, candidates: Candidates) -> Subject:
+        """Return the subject with its layers in other forms."""
+        if candidates.layers == self.candidates.layers:
+            return self
+        return replace(self, candidates=candidates, _tables={})
 
     @cached_property
     def flops(self) -> tuple[int, dict[str, int]]:

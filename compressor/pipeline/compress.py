@@ -34,7 +34,7 @@ from compressor.progress import Progress
 from compressor.schema import RecoveryFigures, Report
 from compressor.settings import CompressSettings
 from compressor.speed import speed_figures
-from compressor.stages import factorize
+from compressor.stages import factorize, planned_forms
 from compressor.stopwatch import Stopwatch
 
 
@@ -74,7 +74,12 @@ def compress_model(
         given = read_plan(settings.plan)
         seed = given.seed
         method = method.model_copy(
-            update={"method": given.method, "gradients": given.gradients, "budget": given.budget}
+            update={
+                "method": given.method,
+                "gradients": given.gradients,
+                "budget": given.budget,
+                "conv_form": given.conv_form,
+            }
         )
     check_names(method)
     watch = watch or Stopwatch()
@@ -87,7 +92,7 @@ def compress_model(
         made = (
             plan_run(found, subject, method, watch, progress)
             if given is None
-            else given.bound_to(found)
+            else given.bound_to(planned_forms(given, found))
         )
         return _carry_out(
             settings, loaded, subject, made, watch=watch, progress=progress, cache=cache
@@ -107,6 +112,7 @@ def _carry_out(
     """Factorize as the plan says, evaluate, save, report."""
     found = made.measurement
     assert found is not None
+    subject = subject.of(found.candidates)
     with watch.stage("factorize"):
         small = factorize(loaded.model.module, made, progress=progress)
         # From here on the model is what the file will hold, to the last bit.

@@ -8,6 +8,7 @@ from compressor.forward import Inputs, first_tensor
 from compressor.layers.candidates import Candidates, find_candidates
 from compressor.layers.unfusing import unfused
 from compressor.methods.budget import smallest
+from compressor.methods.method import conv_form_of
 from compressor.models import LoadedModel, load_model
 from compressor.progress import Progress
 from compressor.schema import DenseLayer, InspectedLayer, Inspection
@@ -46,7 +47,7 @@ def inspect_model(
         loaded = load_model(model)
         candidates, flops = _look(loaded, method, batch_size)
     outside = candidates.parameters - candidates.layer_parameters
-    floor = smallest(candidates)
+    floor = smallest(candidates.thinnest())
     return Inspection(
         model=model.model,
         framework=loaded.framework,
@@ -86,6 +87,7 @@ def _look(
         heads=loaded.heads,
         include=method.include,
         exclude=method.exclude,
+        conv_form=conv_form_of(method.method, method.conv_form),
     )
     return candidates, count_flops(module, loaded.example_inputs(batch_size=batch_size))
 

@@ -72,7 +72,11 @@ def measured(
             update={"calibration": min(data.calibration or CALIBRATION, data.limit)}
         )
     loaded = _multiplied(load_run(model, data, seed, watch, progress))
-    wanted = {"method": BACKWARD if stationarity else FORWARD, "gradients": stationarity}
+    wanted = {
+        "method": BACKWARD if stationarity else FORWARD,
+        "gradients": stationarity,
+        "conv_form": "channel",  # collapse is that of the layer, whatever form it may take
+    }
     return loaded, measure_run(loaded, method.model_copy(update=wanted), seed, watch, progress)
 
 

@@ -42,6 +42,8 @@ def plan_model(
     grant_run(subject, method)  # what cannot be met is refused before anything is measured
     found = measure_run(loaded, method, seed, watch, progress)
     made = plan_run(found, subject, method, watch, progress)
+    found = made.measurement or found
+    subject = subject.of(found.candidates)
     if out is not None and loaded.forward.group.leads:
         write_file(out, made.model_dump_json(indent=2) + "\n")
     kept = sum(layer.cost(made.ranks[name]) for name, layer in found.candidates.layers.items())

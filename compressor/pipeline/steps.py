@@ -17,6 +17,7 @@ from compressor.forward import Forward
 from compressor.layers.unfusing import unfused
 from compressor.methods.budget import Granted, granted, parse_budget
 from compressor.methods.measurement import Measurement, default_device
+from compressor.methods.method import conv_form_of
 from compressor.methods.plan import Plan
 from compressor.methods.recipe import Recipe
 from compressor.methods.subject import Subject
@@ -74,6 +75,7 @@ def subject_run(loaded: Loaded, method: MethodSettings) -> Subject:
         heads=loaded.model.heads,
         include=method.include,
         exclude=method.exclude,
+        conv_form=conv_form_of(method.method, method.conv_form),
     )
     length = example_length(loaded)
     return Subject(
@@ -94,7 +96,7 @@ def grant_run(subject: Subject, method: MethodSettings) -> Granted:
     """
     return granted(
         [parse_budget(budget) for budget in method.budget],
-        subject,
+        subject.of(subject.candidates.thinnest()),
         multiple=method.rank_multiple,
         best_effort=method.best_effort,
     )
@@ -122,6 +124,7 @@ def measure_run(
             heads=loaded.model.heads,
             include=method.include,
             exclude=method.exclude,
+            conv_form=method.conv_form,
             seed=seed,
             cache=cache,
             blockwise=method.blockwise,

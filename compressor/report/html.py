@@ -137,7 +137,7 @@ def _spectra(layers: Sequence[LayerFigures]) -> list[SpectrumItem]:
     return [
         SpectrumItem(
             name=layer.name,
-            cut=_rank(layer),
+            cut=layer.shown_rank,
             figure=drawing(
                 spectrum_figure(layer.spectrum, layer.rank, prefix=f"spectrum-{number}")
             ),
@@ -157,18 +157,12 @@ def _row(layer: LayerFigures) -> LayerRow:
     return LayerRow(
         name=layer.name,
         shape=f"{layer.shape[0]}×{layer.shape[1]}",
-        rank=_rank(layer),
+        rank=layer.shown_rank,
         kept=percent(layer.parameters / max(layer.shape[0] * layer.shape[1], 1), 0),
         nc1=figure(layer.nc1_quotient),
         lost=MISSING if dense else percent(layer.energy_lost, 2),
         bound=MISSING if dense else percent(layer.bound, 2),
     )
-
-
-def _rank(layer: LayerFigures) -> str:
-    if layer.rank >= layer.full_rank:
-        return "dense"
-    return f"{layer.rank}/{layer.full_rank}"
 
 
 def _kept_whole(layers: Sequence[LayerFigures]) -> str:

@@ -219,7 +219,7 @@ def _ranks(layers: Sequence[LayerFigures]) -> RenderableType:
         cells = (
             layer.name,
             _shape(layer.shape),
-            "dense" if dense else f"{layer.rank}/{layer.full_rank}",
+            layer.shown_rank,
             percent(layer.parameters / max(layer.shape[0] * layer.shape[1], 1), 0),
             figure(layer.nc1_quotient),
             "–" if dense else percent(layer.bound, 2),

@@ -25,10 +25,10 @@ class LayerFigures(Strict):
 
     Args:
         name: Module name.
-        kind: Registered layer kind.
+        kind: Registered layer kind, which says what form its factors have.
         shape: Rows (outputs) and columns (inputs) of the layer's matrix.
         rank: Rank kept; equal to ``full_rank`` where the layer stayed dense.
-        full_rank: min(shape).
+        full_rank: min(shape); in spatial form that of the folded kernels.
         break_even_rank: Largest rank at which two factors are smaller than the dense matrix.
         parameters: Weights kept in this layer.
         nc1_quotient: tr Σ_W / tr Σ_B of the layer's input.
@@ -56,6 +56,14 @@ class LayerFigures(Strict):
     bound: float | None
     energy_lost: float | None
     spectrum: Spectrum | None = None
+
+    @property
+    def shown_rank(self) -> str:
+        """The rank over the full rank, with the form where it is not a layer's usual one."""
+        if self.rank >= self.full_rank:
+            return "dense"
+        form = " spatial" if self.kind.endswith("-spatial") else ""
+        return f"{self.rank}/{self.full_rank}{form}"
 
 
 ALREADY_FACTORIZED = "already factorized"

@@ -112,6 +112,8 @@ def _refuse_methods(settings: StreamSettings, given: Plan | None) -> None:
     for text in settings.method.budget:
         if parse_budget(text).kind == "drop":
             raise UsageError(f"--stream runs nothing, and only that would tell about {text}.")
+    if settings.method.conv_form not in (None, "channel"):
+        raise UsageError("--stream factorizes in channel form alone: leave out --conv-form.")
     needs = METHODS.get(settings.method.method).needs(gradients=False)
     if given is None and needs != "weights":
         raise UsageError(

@@ -19,7 +19,7 @@ from compressor.fingerprint import code_version, hash_of, hash_of_weights
 from compressor.layers.candidates import Candidates
 from compressor.methods.budget import parse_budget
 from compressor.methods.measurement import Measurement
-from compressor.methods.method import METHODS
+from compressor.methods.method import METHODS, conv_form_of
 from compressor.methods.plan import read_plan
 from compressor.methods.recipe import Recipe
 from compressor.methods.sharing import label
@@ -190,10 +190,11 @@ def _measurements(
     digits, so that a point would no longer be what `compress` gives.
     """
     common = bench.settings.method
-    by_needs: dict[str, list[str]] = {}
+    by_needs: dict[tuple[str, str], list[str]] = {}
     for method in dict.fromkeys(methods):
         needs = METHODS.get(method).needs(gradients=common.gradients)
-        by_needs.setdefault(needs, []).append(method)
+        sort = needs, conv_form_of(method, common.conv_form)
+        by_needs.setdefault(sort, []).append(method)
     for group in by_needs.values():
         own = common.model_copy(update={"method": group[0]})
         found = measure_run(
@@ -224,6 +225,7 @@ def _point(
     asked = bench.settings.method.model_copy(update={"method": method, "budget": (budget,)})
     with own.stage("plan"):
         made = plan_run(found, bench.subject, asked, bench.watch, bench.progress, recipe=recipe)
+    candidates = (made.measurement or found).candidates
     with bench.watch.stage("factorize"), own.stage("factorize"):
         small = factorize(bench.loaded.model.module, made, progress=bench.progress)
         round_to_storage_(small, bench.loaded.model.storage_dtypes)
@@ -231,8 +233,8 @@ def _point(
     with bench.watch.stage("evaluate"), own.stage("evaluate"):
         after = evaluate_run(bench.loaded, small, "evaluate", bench.progress, dense)
     with bench.watch.stage("time"), own.stage("time"):
-        speed = speed_figures(bench.subject, small)
-    kept = sum(layer.cost(made.ranks[name]) for name, layer in bench.candidates.layers.items())
+        speed = speed_figures(bench.subject.of(candidates), small)
+    kept = sum(layer.cost(made.ranks[name]) for name, layer in candidates.layers.items())
     compressed = replace(bench.loaded, model=replace(bench.loaded.model, module=small))
     figures = model_figures(compressed, after, kept, None)
     path = _plan_path(method, budget)

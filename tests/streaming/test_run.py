@@ -156,6 +156,11 @@ def test_what_needs_data_or_other_files_is_refused(tmp_path) -> None:
     )
     with pytest.raises(UsageError, match="runs nothing"):
         stream_model(asked, progress=SILENT)
+    asked = settings(model, tmp_path / "out").model_copy(
+        update={"method": MethodSettings(method="svd", budget=("layers=60%",), conv_form="auto")}
+    )
+    with pytest.raises(UsageError, match="leave out --conv-form"):
+        stream_model(asked, progress=SILENT)
     with pytest.raises(UsageError, match="belongs to timm"):
         stream_model(settings(Path("test_vit"), tmp_path / "out"), progress=SILENT)
     stream_model(settings(model, tmp_path / "out"), progress=SILENT)
