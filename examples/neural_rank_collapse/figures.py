@@ -98,7 +98,15 @@ def _collapse(figure: Any, rows: Sequence[Row]) -> None:
         axis.set_xlabel("weight decay λ")
         axis.set_ylabel(name)
     figure.axes[0].axhline(classes(rows[0]), color=FAINT, linestyle=":", label="K")
-    figure.axes[0].legend(frameon=False, fontsize="x-small", title="dashed: after SGD alone")
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=5,
+        frameon=False,
+        fontsize="x-small",
+        title="dashed: after SGD alone",
+        title_fontsize="x-small",
+    )
 
 
 def _distance(figure: Any, rows: Sequence[Row]) -> None:
