@@ -34,13 +34,13 @@ def saved(name: str, directory: Path) -> Path:
     described = describe(module)
     lowrank = factorize(module, MODELS[name][1])
     save_directory(
-        described, directory, lowrank=lowrank, example=EXAMPLE if name == "cnn" else None
+        described, directory, lowrank=lowrank, example=EXAMPLE if name.startswith("cnn") else None
     )
     return directory
 
 
 def verified(directory: Path, **options: object) -> VerificationReport:
-    factory = FACTORY if directory.name == "cnn" else None
+    factory = FACTORY if directory.name.startswith("cnn") else None
     settings = ModelSettings(model=str(directory), factory=factory, device="cpu")
     return verify_directory(settings, **options)  # type: ignore[arg-type]
 

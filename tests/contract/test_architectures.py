@@ -86,7 +86,7 @@ def test_it_keeps_half_of_its_layers_parameters_and_runs(
     name: str, compressed: Callable[[str], Compressed]
 ) -> None:
     done = compressed(name)
-    layers = done.found.candidates.layers
+    layers = done.found.candidates.in_forms(done.plan.kinds).layers
     kept = sum(layer.cost(done.plan.ranks[layer.name]) for layer in layers.values())
     dense = done.found.candidates.layer_parameters
     assert 0 < kept <= 0.5 * dense  # few samples span few directions: fewer ranks may do
