@@ -28,6 +28,7 @@ from compressor.data import load_data
 from compressor.evaluation.loop import Evaluation, evaluate
 from compressor.fingerprint import hash_of, hash_of_weights
 from compressor.forward import Forward
+from compressor.gathering import gather
 from compressor.layers.candidates import Candidate
 from compressor.methods.factorize import Decompositions
 from compressor.methods.measurement import Measurement, default_device
@@ -36,7 +37,7 @@ from compressor.methods.recipe import Recipe
 from compressor.methods.sharing import label
 from compressor.models import load_model
 from compressor.progress import SILENT
-from compressor.stages import factorize, gather, measure
+from compressor.stages import factorize, measure
 from compressor.tokens import TokenForward
 
 Key = tuple[str, str, str, object]

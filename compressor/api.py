@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from compressor.calibration import replayable
 from compressor.evaluation.loop import Evaluation, evaluate
 from compressor.forward import Batch, Batches
 from compressor.layers.candidates import ConvForm
 from compressor.methods.plan import Plan
 from compressor.progress import SILENT, Progress
 from compressor.saving import save
-from compressor.stages import factorize, measure, plan, replayable
+from compressor.stages import factorize, measure, plan
 
 
 @dataclass(frozen=True)

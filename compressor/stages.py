@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Sequence
 
-import torch
 from torch import nn
-from torch.utils.data import DataLoader, SequentialSampler
 
 from compressor.cache import Cache
-from compressor.collapse.block_capture import capture_blocks
-from compressor.collapse.capture import Statistics, capture
-from compressor.collapse.clusters import cluster_labels
+from compressor.calibration import probe_inputs, replayable
+from compressor.collapse.capture import Statistics
 from compressor.collapse.state import state_of, statistics_of
-from compressor.collapse.token_capture import capture_tokens
 from compressor.collapse.watch import home
-from compressor.errors import BudgetError, DataError, ModelError, UsageError
+from compressor.errors import BudgetError, UsageError
 from compressor.forward import (
     Batch,
     Batches,
     Forward,
-    Inputs,
     batch_length,
     fitted,
     largest_batch,
-    part,
     repeated,
     to_device,
 )
-from compressor.layers.candidates import Candidates, ConvForm, find_candidates
+from compressor.gathering import candidates_of, gather, reached
+from compressor.layers.candidates import ConvForm
 from compressor.layers.unfusing import unfused
 from compressor.methods.budget import granted, liked_by_all, parse_budget
 from compressor.methods.forms import chosen_forms
@@ -44,13 +37,7 @@ from compressor.methods.recipe import Recipe
 from compressor.methods.subject import Subject
 from compressor.progress import SILENT, Progress
 from compressor.schema import Pace, Trial
-from compressor.tokens import TokenForward, forward_for, predicts_tokens
-
-PROBE_SAMPLES = 3
-"""Samples of the probe forward: more than one, so that rows can be told from samples."""
-
-PROBE_TOKENS = 16
-"""Tokens of each probe sample where tokens are predicted: all their logits exist at once there."""
+from compressor.tokens import forward_for, predicts_tokens
 
 
 def measure(
@@ -165,7 +152,7 @@ def measure(
             statistics = statistics_of(state, candidates, home(forward.device))
         return Measurement(
             model=model,
-            candidates=candidates if statistics is None else _reached(candidates, statistics),
+            candidates=candidates if statistics is None else reached(candidates, statistics),
             statistics=statistics,
             calibration=calibration,
             selection=None if selection is None else fitted(selection, most),
@@ -181,111 +168,6 @@ def measure(
     halvable = largest_batch(kept) if forward.group.size == 1 else 1
     found = forward.room.run(taken, halvable, progress)
     return found.remade_by(taken) if halvable > 1 else found
-
-
-def candidates_of(
-    model: nn.Module,
-    probe: Inputs,
-    *,
-    heads: Sequence[str] = (),
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    conv_form: ConvForm = "channel",
-) -> Candidates:
-    """Return the layers that can be factorized, as `find_candidates`, of which there must be some.
-
-    Raises:
-        ModelError: If there is none.
-        UsageError: If a pattern matches no layer.
-    """
-    candidates = find_candidates(
-        model, probe, heads=heads, include=include, exclude=exclude, conv_form=conv_form
-    )
-    if not candidates.layers:
-        raise ModelError(_nothing_to_do(candidates))
-    return candidates
-
-
-def _reached(candidates: Candidates, statistics: Statistics) -> Candidates:
-    """Return the candidates without experts that no token was routed to: nothing is known of them.
-
-    Other layers are called on every row.
-    """
-    experts = [name for name, layer in candidates.layers.items() if layer.kind == "expert"]
-    idle = [name for name in experts if not statistics.layers[name].inputs.total]
-    return candidates.without(idle, "no calibration data reached it") if idle else candidates
-
-
-def gather(
-    model: nn.Module,
-    batches: Batches,
-    candidates: Candidates,
-    *,
-    classes: int | None,
-    forward: Forward,
-    gradients: bool,
-    loss: bool = False,
-    seed: int,
-    probe: Inputs | None = None,
-    progress: Progress,
-) -> Statistics:
-    """Run the measuring pass, clustering first where the batches carry no labels.
-
-    Given a probe, a model that predicts tokens is measured block by block.
-    """
-    if isinstance(forward, TokenForward) and probe is not None:
-        return capture_blocks(
-            model,
-            batches,
-            candidates,
-            forward=forward,
-            probe=probe,
-            gradients=gradients,
-            loss=loss,
-            seed=seed,
-            progress=progress,
-        )
-    if isinstance(forward, TokenForward):
-        return capture_tokens(
-            model,
-            batches,
-            candidates,
-            forward=forward,
-            gradients=gradients,
-            loss=loss,
-            seed=seed,
-            progress=progress,
-            total=count(batches),
-        )
-    inputs, labels = next(iter(batches))
-    if classes is None:
-        with torch.inference_mode():
-            classes = forward(model, inputs).shape[1]
-    clustered = labels is None
-    if clustered:
-        batches = cluster_labels(
-            model, batches, list(candidates.layers)[-1], classes, forward=forward, seed=seed
-        )
-    statistics = capture(
-        model,
-        batches,
-        candidates,
-        classes=classes,
-        forward=forward,
-        gradients=gradients,
-        loss=loss,
-        seed=seed,
-        progress=progress,
-        total=count(batches),
-        clustered=clustered,
-    )
-    present = int(torch.bincount(statistics.labels, minlength=classes).count_nonzero())
-    if present < 2:
-        raise DataError(
-            "The calibration data holds one class only; collapse compares classes. Give data with "
-            "at least two."
-        )
-    return statistics
 
 
 def plan(
@@ -485,63 +367,3 @@ def planned_forms(plan: Plan, measurement: Measurement) -> Measurement:
     """
     check_against(plan, measurement.candidates)
     return measurement.in_forms(plan.kinds)
-
-
-def probe_inputs(batches: Batches, device: torch.device) -> Inputs:
-    """Return a few samples of the first batch, for probe forwards.
-
-    Raises:
-        DataError: If there is no batch.
-    """
-    for inputs, labels in batches:
-        if batch_length(inputs) == 0:
-            continue
-        if labels is not None and labels.ndim == 2:
-            return to_device(part(_short(inputs), 0, PROBE_SAMPLES), device)
-        return to_device(part(inputs, 0, PROBE_SAMPLES), device)
-    raise DataError("There is no calibration data: no batch was given.")
-
-
-def count(batches: Batches) -> int | None:
-    """Return the number of batches, where it is known.
-
-    The length of a split counts its samples, that of a loader or of a list its batches.
-    """
-    if not isinstance(batches, Sized):
-        return None
-    size = getattr(batches, "batch_size", None)
-    if size is None or isinstance(batches, DataLoader):
-        return len(batches)
-    return math.ceil(len(batches) / int(size))
-
-
-def replayable(batches: Iterable[Batch]) -> Batches:
-    """Return batches that come in the same order each time.
-
-    An iterator, and a loader that draws its order anew, is read once and kept.
-    """
-    if isinstance(batches, DataLoader):
-        fixed = isinstance(batches.sampler, SequentialSampler)
-        return batches if fixed and batches.batch_size is not None else list(batches)
-    return list(batches) if iter(batches) is batches else batches
-
-
-def _short(inputs: Inputs) -> Inputs:
-    """Return the first tokens of a batch's samples [B, T]; a lone sample is repeated."""
-
-    def cut(tensor: torch.Tensor) -> torch.Tensor:
-        short = tensor[:, :PROBE_TOKENS] if tensor.ndim > 1 else tensor
-        return short if len(short) > 1 else torch.cat([short] * PROBE_SAMPLES)
-
-    if isinstance(inputs, torch.Tensor):
-        return cut(inputs)
-    if isinstance(inputs, Mapping):
-        return {key: cut(value) for key, value in inputs.items()}
-    return tuple(cut(value) for value in inputs)
-
-
-def _nothing_to_do(candidates: Candidates) -> str:
-    reasons = Counter(candidates.left_dense.values())
-    listed = "; ".join(f"{number} × {reason}" for reason, number in reasons.most_common(5))
-    found = f" Left dense: {listed}." if listed else " It has no linear layer or convolution."
-    return f"No layer of the model can be factorized.{found} --include takes further layers."

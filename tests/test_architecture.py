@@ -32,6 +32,7 @@ FLOORS = (
     ),
     (
         "forward",
+        "calibration",
         "tokens",
         "evaluation.loop",
         "evaluation.tokens",
@@ -46,7 +47,7 @@ FLOORS = (
     ("collapse", "evaluation.speed_table"),
     ("methods",),
     ("models", "data", "checkpoint", "evaluation", "hf", "quantization"),
-    ("stages", "speed", "measuring", "saving", "figures"),
+    ("gathering", "stages", "speed", "measuring", "saving", "figures"),
     ("report",),
     ("pipeline", "api"),
     ("sweep", "batch", "streaming"),

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from compressor.errors import BudgetError, DataError, ModelError, UnknownNameError, UsageError
-from compressor.methods.measurement import default_device
-from compressor.stages import count, factorize, measure, plan, probe_inputs, replayable
+from compressor.errors import BudgetError, DataError, UnknownNameError, UsageError
+from compressor.stages import factorize, measure, plan
 from tests.methods.measured import CLASSES, Net, batches, measured, trained
 
 
@@ -47,43 +45,6 @@ def test_measuring_leaves_the_model_but_for_its_mode():
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_a_shuffling_loader_is_kept_in_one_order():
-    xs, ys = (torch.cat(part) for part in zip(*batches(), strict=True))
-    data = TensorDataset(xs, ys)
-    shuffled = replayable(DataLoader(data, batch_size=16, shuffle=True))
-    first, again = ([labels for _, labels in shuffled] for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    loader = DataLoader(data, batch_size=16)
-    assert replayable(loader) is loader
-    found = measure(trained(), batches(), selection=DataLoader(data, batch_size=16, shuffle=True))
-    assert found.divergence(trained()) == 0.0
-
-
-def test_number_of_batches():
-    class Samples:
-        batch_size = 4
-
-        def __len__(self):
-            return 9
-
-    xs = torch.zeros(9, 2)
-    assert count([1, 2, 3]) == 3
-    assert count(Samples()) == 3
-    assert count(DataLoader(TensorDataset(xs), batch_size=4)) == 3
-    assert count(iter([1, 2])) is None
-
-
-def test_probe_is_a_few_samples_of_the_first_batch_that_has_some():
-    x = torch.arange(10.0)[:, None]
-    device = default_device(trained())
-    assert probe_inputs([(x[:0], None), (x, None)], device).tolist() == [[0.0], [1.0], [2.0]]
-    first, second = probe_inputs([((x, x + 1), None)], device)
-    assert (first + 1 == second).all()
-    assert probe_inputs([({"ids": x}, None)], device)["ids"].shape == (3, 1)
-    with pytest.raises(DataError, match="no batch was given"):
-        probe_inputs([], device)
-
-
 def test_data_that_cannot_be_measured():
     one = [(x, torch.zeros_like(y)) for x, y in batches()]
     with pytest.raises(DataError, match="one class only"):
@@ -92,14 +53,6 @@ def test_data_that_cannot_be_measured():
         measure(trained(), [(x, y + 1) for x, y in batches()])
     with pytest.raises(DataError, match="no batch was given"):
         measure(trained(), [])
-
-
-def test_models_without_candidates_are_refused_with_reasons():
-    model = nn.Sequential(nn.Linear(24, 8), nn.Flatten(), nn.Linear(24, 4))
-    with pytest.raises(ModelError, match=r"1 × tiny \(8×24\); 1 × classifier head"):
-        measure(model, batches())
-    with pytest.raises(ModelError, match="has no linear layer or convolution"):
-        measure(nn.Sequential(nn.Flatten()), batches())
 
 
 def test_unknown_names():

@@ -63,6 +63,7 @@ def keep_pace(
         adjust: Whether other ranks may be decided on; not where a ``drop=`` budget chose these.
         progress: Told of each attempt.
     """
+    tried: list[Paced] = []
     for attempt in range(ATTEMPTS):
         model, settled = measurement.factorized(decision.ranks, decision.recipe)
         decision = replace(decision, recipe=settled)
@@ -86,8 +87,9 @@ def keep_pace(
                 f"{budget}: {timed.compressed:.3g} ms of {limit:.3g} allowed, dense "
                 f"{timed.dense:.3g} ms."
             )
+        tried.append(Paced(decision, tuple(paces)))
         if all(pace.met for pace in paces):
-            return Paced(decision, tuple(paces))
+            return tried[-1]
         if not adjust or attempt == ATTEMPTS - 1:
             break
         tightened = _tightened(constraints, decision, paces)
@@ -105,13 +107,19 @@ def keep_pace(
             ),
             selection=decision.selection,
         )
+    nearest = min(tried, key=_excess)
     unmet = tuple(
-        f"The budget {pace.budget} cannot be met: the fastest of the models tried takes "
+        f"The budget {pace.budget} cannot be met: the nearest of the models tried takes "
         f"{pace.compressed:.3g} ms of {pace.limit:.3g} allowed ({pace.dense:.3g} dense)."
-        for pace in paces
+        for pace in nearest.paces
         if not pace.met
     )
-    return Paced(decision, tuple(paces), unmet)
+    return replace(nearest, unmet=unmet)
+
+
+def _excess(paced: Paced) -> float:
+    """Return the largest ratio of time to limit."""
+    return max(pace.compressed / pace.limit for pace in paced.paces)
 
 
 def _tightened(

@@ -8,12 +8,14 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from compressor.cache import Cache, Tensors
+from compressor.calibration import probe_inputs
 from compressor.data import SPLITS, load_data
 from compressor.distributed import current
 from compressor.errors import UsageError
 from compressor.evaluation.loop import Evaluation, evaluate, score
 from compressor.figures import Loaded, doubts, example_length
 from compressor.forward import Forward
+from compressor.gathering import candidates_of
 from compressor.layers.unfusing import unfused
 from compressor.methods.budget import Granted, granted, parse_budget
 from compressor.methods.measurement import Measurement, default_device
@@ -25,7 +27,7 @@ from compressor.models import load_model
 from compressor.pipeline.request import enough_to_judge
 from compressor.progress import Progress
 from compressor.settings import DataSettings, MethodSettings, ModelSettings
-from compressor.stages import candidates_of, measure, plan, probe_inputs
+from compressor.stages import measure, plan
 from compressor.stopwatch import Stopwatch
 from compressor.tokens import TokenForward
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from compressor.calibration import PROBE_SAMPLES, PROBE_TOKENS
 from compressor.checkpoint.card import streamed_card
 from compressor.checkpoint.format import LowRankConfig, LowRankLayer, find_lowrank, read_config
 from compressor.checkpoint.integrity import write_integrity
@@ -21,6 +22,7 @@ from compressor.errors import ModelError, UsageError
 from compressor.figures import versions
 from compressor.fingerprint import code_version
 from compressor.forward import Forward
+from compressor.gathering import candidates_of
 from compressor.layers.unfusing import unfused
 from compressor.methods.budget import parse_budget
 from compressor.methods.factorize import factorized
@@ -35,7 +37,7 @@ from compressor.models.weights import find_weight_files, read_header, size_of
 from compressor.progress import Progress
 from compressor.schema import DenseLayer
 from compressor.settings import StreamSettings
-from compressor.stages import PROBE_SAMPLES, PROBE_TOKENS, candidates_of, plan
+from compressor.stages import plan
 from compressor.stopwatch import Stopwatch
 from compressor.streaming.measurement import Passing, StreamedMeasurement
 from compressor.streaming.memory import return_freed_memory

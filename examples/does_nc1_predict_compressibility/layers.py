@@ -10,13 +10,13 @@ import torch
 from compressor.evaluation.loop import Evaluation, evaluate
 from compressor.figures import Loaded
 from compressor.forward import Batch, Batches
+from compressor.gathering import gather
 from compressor.measuring import measured_layers
 from compressor.methods.factorize import factorized
 from compressor.methods.measurement import Measurement
 from compressor.methods.recipe import Recipe
 from compressor.progress import SILENT, Progress
 from compressor.schema import MeasuredLayer
-from compressor.stages import gather
 
 TRUNCATION = Recipe(metric="covariance", norm_correction=False)
 """Layers are truncated for their outputs' reconstruction: no label and no gradient has a part."""

@@ -57,13 +57,13 @@ def test_both_models_are_timed_in_the_runtime(runtime, monkeypatch):
 class Clock:
     """Timing in turn by a clock that says what it is told."""
 
-    def __init__(self, compressed):
+    def __init__(self, *compressed):
         self.compressed, self.calls = compressed, 0
 
     def __call__(self, dense, compressed, inputs, *, forward, runtime):
         del dense, compressed, inputs, forward, runtime
         self.calls += 1
-        return Timed(10.0, self.compressed)
+        return Timed(10.0, self.compressed[min(self.calls, len(self.compressed)) - 1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Timed:
 
 
 def test_what_only_the_clock_refuses_is_named(monkeypatch):
-    clock = Clock(compressed=90_000.0)
+    clock = Clock(90_000.0)
     monkeypatch.setattr(pace, "compare_latency", clock)
     asked = subject("eager")
     with pytest.raises(BudgetError, match=r"latency=6e\+04ms@3 cannot be met: .* 9e\+04 ms of"):
@@ -82,3 +82,20 @@ def test_what_only_the_clock_refuses_is_named(monkeypatch):
     nearest = plan(measured("svd"), "latency=60s@3", method="svd", subject=asked, best_effort=True)
     assert "latency=6e+04ms@3" in nearest.unmet[0]
     assert not nearest.paces[0].met
+
+
+def test_the_nearest_of_the_models_tried_is_what_remains(monkeypatch):
+    clock = Clock(61_000.0, 60_500.0, 90_000.0)
+    monkeypatch.setattr(pace, "compare_latency", clock)
+    # The small net's fixed time leaves its ranks no room to follow a tighter limit.
+    monkeypatch.setattr(pace, "_tightened", lambda constraints, decision, paces: constraints)
+    made = plan(
+        measured("svd"),
+        "latency=60s@3",
+        method="svd",
+        subject=subject("eager"),
+        best_effort=True,
+    )
+    assert clock.calls == ATTEMPTS
+    assert made.paces[0].compressed == 60_500.0
+    assert "takes 6.05e+04 ms of" in made.unmet[0]
