@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import nn
 
 from compressor.calibration import count
 from compressor.collapse.block_capture import capture_blocks
-from compressor.collapse.capture import Statistics, capture
+from compressor.collapse.capture import Statistics, capture, frozen
+from compressor.collapse.chain import Chain, find_chain, uncached
 from compressor.collapse.clusters import cluster_labels
 from compressor.collapse.token_capture import capture_tokens
 from compressor.errors import DataError, ModelError
@@ -76,7 +78,7 @@ def gather(
             batches,
             candidates,
             forward=forward,
-            probe=probe,
+            chain=blocks_of(model, forward, probe),
             gradients=gradients,
             loss=loss,
             seed=seed,
@@ -123,6 +125,21 @@ def gather(
             "at least two."
         )
     return statistics
+
+
+def blocks_of(model: nn.Module, forward: TokenForward, probe: Inputs) -> Chain:
+    """Return the blocks of a model that can be measured one by one.
+
+    Args:
+        model: The dense model, in eval mode.
+        forward: How to call it.
+        probe: Inputs of a small batch.
+
+    Raises:
+        ModelError: If it has none.
+    """
+    with frozen(model), uncached(model):
+        return find_chain(model, partial(forward, model, probe))
 
 
 def _nothing_to_do(candidates: Candidates) -> str:

@@ -169,7 +169,8 @@ class StreamSettings(BaseModel):
 
     Args:
         model: A transformers directory or hub id with safetensors files.
-        method: How ranks are chosen, from the weights alone.
+        data: Text that a language model is measured and evaluated on; None looks at weights alone.
+        method: How ranks are chosen.
         out: Directory to write.
         plan: A plan.json to replay instead of choosing ranks.
         overwrite: Replace ``out`` if it exists.
@@ -181,6 +182,7 @@ class StreamSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: ModelSettings
+    data: DataSettings | None = None
     method: MethodSettings = MethodSettings(method="svd-energy")
     out: Path
     plan: Path | None = None

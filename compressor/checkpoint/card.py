@@ -70,7 +70,7 @@ def streamed_card(report: StreamReport, *, auto_class: str) -> str:
             f"| parameters | {report.parameters:,} | {report.compressed_parameters:,} |",
             f"| weight files (bytes) | {report.bytes:,} | {report.compressed_bytes:,} |",
             "",
-            "It was compressed in parts, from its weights alone, and has not been evaluated.",
+            *_streamed_quality(report),
             "",
             *_loading(loading),
             "## How it was made",
@@ -81,6 +81,24 @@ def streamed_card(report: StreamReport, *, auto_class: str) -> str:
             f"{_versions(report.versions)}.",
             "",
         )
+    )
+
+
+def _streamed_quality(report: StreamReport) -> tuple[str, ...]:
+    dense, small, data = report.dense, report.compressed, report.data
+    if dense is None or small is None or data is None:
+        return ("It was compressed in parts, from its weights alone, and has not been evaluated.",)
+    return (
+        "| | dense | compressed |",
+        "|---|---:|---:|",
+        f"| perplexity | {_number(dense.perplexity)} | {_number(small.perplexity)} |",
+        f"| accuracy | {_percent(dense.accuracy)} | {_percent(small.accuracy)} |",
+        f"| KL to dense (nats) | | {_number(small.kl_to_dense)} |",
+        "",
+        f"It was measured and evaluated in parts, on windows of `{data.reference}`: "
+        f"{data.calibration.samples:,} to calibrate, {data.selection.samples:,} to select and "
+        f"{data.test.samples:,} to test. The three are disjoint.",
+        *(f"\nNote: {note}" for note in report.notes),
     )
 
 

@@ -59,21 +59,24 @@ def compress(
     compressor compress bert --data docs.csv --plan plan.json --out small
     compressor compress bert --data d.csv --plan plan.json --recover 200 --out out
     compressor compress bert --data d.csv --budget layers=60% --out small --resume
+    compressor compress llm --stream --data text.txt --budget layers=80% --out small
     compressor compress llm --stream --method svd --budget layers=80% --out small
     """
     check_target(method, plan)
 
     if stream:
-        unused = [
-            name
-            for name, given in (("--data", data.data), ("--recover", recover), ("--cache", cache))
-            if given
-        ]
+        unused = [name for name, given in (("--recover", recover), ("--cache", cache)) if given]
         if unused:
-            raise UsageError(f"--stream looks at weights alone: leave out {' and '.join(unused)}.")
+            raise UsageError(
+                "--stream never has the whole model in memory, and keeps results by --resume "
+                f"alone: leave out {' and '.join(unused)}."
+            )
+        if data.test_data and not data.data:
+            raise UsageError("--stream runs the model where there is --data: give it too.")
         _stream(
             StreamSettings(
                 model=model,
+                data=data if data.data else None,
                 method=method,
                 out=out,
                 plan=plan,
@@ -87,7 +90,7 @@ def compress(
         return
     if not data.data:
         raise UsageError(
-            "Nothing to measure on: give --data. Without data, --stream looks at weights alone."
+            "Nothing to measure on: give --data. Without it, --stream goes by the weights alone."
         )
 
     def work(progress: Progress) -> Report:

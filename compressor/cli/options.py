@@ -263,8 +263,8 @@ Stream = Annotated[
     _option(
         "Run",
         "--stream",
-        help="For checkpoints larger than memory: hold one block at a time, and look at weights "
-        "alone (svd-energy, svd, evbmf). No --data.",
+        help="For language models larger than memory: hold one block at a time, the rest on disk. "
+        "Without --data by the weights alone (svd-energy, svd, evbmf).",
     ),
 ]
 CacheDirectory = Annotated[

@@ -9,12 +9,15 @@ costs one more forward pass and the disk space of every hidden state between blo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from compressor.collapse.block_parts import parts_of
 from compressor.collapse.capture import (
     CENTRING_BATCHES,
     Statistics,
@@ -22,11 +25,12 @@ from compressor.collapse.capture import (
     frozen,
     loss_moments,
 )
-from compressor.collapse.chain import Chain, find_chain, uncached
+from compressor.collapse.chain import Chain, uncached
+from compressor.collapse.journal import Journal
+from compressor.collapse.residency import IN_MEMORY, Residency
 from compressor.collapse.spill import HiddenStates, SpillDirectory, SpilledLayers
 from compressor.collapse.token_capture import FrequentTokens, WatchedHead, by_head
 from compressor.collapse.watch import Watch
-from compressor.errors import ModelError
 from compressor.forward import Batches, Inputs
 from compressor.layers.candidates import Candidates
 from compressor.progress import SILENT, Progress
@@ -42,10 +46,12 @@ def capture_blocks(
     candidates: Candidates,
     *,
     forward: TokenForward,
-    probe: Inputs,
+    chain: Chain,
     gradients: bool = False,
     loss: bool = False,
     seed: int = 0,
+    residency: Residency = IN_MEMORY,
+    kept: Path | None = None,
     progress: Progress = SILENT,
 ) -> Statistics:
     """Gather what `capture_tokens` gathers, block by block; the statistics lie on disk.
@@ -55,16 +61,20 @@ def capture_blocks(
         batches: Batches of (inputs, labels [B, T]): the token that each position predicts.
         candidates: The layers to watch.
         forward: How to call the model.
-        probe: Inputs of a small batch, to find the blocks by.
+        chain: The model's blocks.
         gradients: Gather the Fisher too.
         loss: Gather the loss's own gradients under the true tokens instead.
         seed: Seed of the random signs.
-        progress: Told of each block, twice where there are gradients.
+        residency: Has the weights of each part in memory while it is run.
+        kept: A directory for what goes to disk, in which a killed run is taken up after the last
+            part that it finished; None takes one that is gone with the statistics. It has to be
+            of the same model, batches and arguments.
+        progress: Told of each part.
 
     Raises:
         ValueError: If both ``gradients`` and ``loss`` are asked for.
         DataError: If there is nothing to predict.
-        ModelError: If the model's blocks cannot be run one by one.
+        ModelError: If layers of several parts share their input rows.
         LayerError: If a layer's rows or gradients hold NaN or Inf.
     """
     if gradients and loss:
@@ -74,11 +84,13 @@ def capture_blocks(
             model,
             batches,
             candidates,
-            chain=find_chain(model, partial(forward, model, probe)),
+            chain=chain,
             forward=forward,
             gradients=gradients,
             loss=loss,
             seed=seed,
+            residency=residency,
+            kept=kept,
         )
         run.all(progress)
     return Statistics(
@@ -90,7 +102,10 @@ def capture_blocks(
 
 
 class _Run:
-    """The state of one pass: hidden states before each block, and the gradient that goes back."""
+    """The state of one pass: hidden states before each block, and the gradients that go back.
+
+    On disk are ``hidden-i``, the input of block i, and ``gradients-i``, the gradients there.
+    """
 
     def __init__(
         self,
@@ -103,19 +118,21 @@ class _Run:
         gradients: bool,
         loss: bool,
         seed: int,
+        residency: Residency,
+        kept: Path | None,
     ) -> None:
         self._model, self._batches, self._forward = model, batches, forward
         self._chain, self._fisher, self._loss = chain, gradients, loss
+        self._seed, self._residency = seed, residency
         self.frequent = FrequentTokens(batches)
-        body, head = by_head(model, candidates)
-        self._head = WatchedHead(
-            model, head, self.frequent, forward.device, gradients=gradients, loss=loss, seed=seed
-        )
-        self._before, self._blocks, self._after = _parts(body, chain)
-        spill = SpillDirectory(self._watch(body.only(())).home)
+        body, self._outside = by_head(model, candidates)
+        self._before, self._blocks, self._after = parts_of(body, chain)
+        spill = SpillDirectory(self._watch(body.only(())).home, kept)
         self.layers = SpilledLayers(spill, candidates)
-        self._gradients = HiddenStates(spill.path / "gradients", forward.device)
+        self._files: dict[str, HiddenStates] = {}
         self._scales: dict[int, float] = {}
+        self._journal = Journal(None if kept is None else kept / "journal.json")
+        self._take_up(self._journal.state)
 
     @property
     def _back(self) -> bool:
@@ -123,68 +140,141 @@ class _Run:
 
     def all(self, progress: Progress) -> None:
         """Go through the model and, with gradients, back."""
-        blocks = list(range(len(self._chain)))
-        steps = [*blocks, *(reversed(blocks) if self._back else ())]
-        total = len(steps)
-        states: list[HiddenStates] = [self._states(0)]
-        entering = self._watch(self._before)
-        for index, (inputs, labels) in enumerate(self._batches):
-            assert labels is not None
-            entering.begin(inputs, self.frequent.of(labels))
-            with torch.no_grad(), entering.attached():
-                states[0].put(index, self._chain.enter(partial(self._forward, self._model, inputs)))
-            entering.end()
-        if not self._back:
-            self.layers.add(entering.statistics())
-        for number, block in enumerate(progress.track(steps, description="measure", total=total)):
-            if number < len(blocks):
-                states.append(self._states(block + 1))
-                self._onward(block, states[block], states[block + 1])
-                if not self._back:
-                    states[block].drop()
-                if block == blocks[-1]:
-                    self._leave(states[-1])
-                    states.pop().drop()
-            else:
-                self._step_back(self._blocks[block], states[block], self._alone(block))
-                states.pop().drop()
-        if self._back and self._before.layers:
-            self._step_back(self._before, None, self._enter)
+        steps = list(self._steps())
+        for name, work in progress.track(steps, description="measure", total=len(steps)):
+            if name in self._journal:
+                continue
+            spent = work()
+            self._journal.note(name, self._state())
+            for used in spent:
+                self._files.pop(used).drop()
+        for file in self._files.values():
+            file.drop()
 
-    def _onward(self, block: int, before: HiddenStates, after: HiddenStates) -> None:
-        """Run all batches through a block; measure it too where nothing comes back."""
-        part = self._blocks[block] if not self._back else self._blocks[block].only(())
-        watch, step = self._watch(part), self._alone(block)
-        with torch.no_grad(), watch.attached():
+    def _steps(self) -> Iterator[tuple[str, Callable[[], Iterable[str]]]]:
+        """Yield each part by its name; it returns which files nobody needs any more."""
+        blocks = range(len(self._chain))
+        yield "enter", self._enter_all
+        for block in blocks:
+            yield f"block {block}", partial(self._onward, block)
+        yield "leave", self._leave
+        if not self._back:
+            return
+        for block in reversed(blocks):
+            yield f"back {block}", partial(self._back_through, block)
+        if self._before.layers:
+            yield "back to the beginning", self._back_to_the_beginning
+
+    def _state(self) -> dict[str, object]:
+        """Return what a killed run has to know to go on, as plain data."""
+        return {
+            "tensors": self.layers.spill.files,
+            "parts": self.layers.parts,
+            "places": {name: file.places for name, file in self._files.items()},
+            "scales": list(self._scales.items()),
+        }
+
+    def _take_up(self, state: Mapping[str, Any]) -> None:
+        if not state:
+            return
+        self.layers.spill.know(state["tensors"])
+        self.layers.parts |= state["parts"]
+        self._scales |= dict(state["scales"])
+        for name, places in state["places"].items():
+            self._files[name] = HiddenStates(self._path(name), self._forward.device, places)
+
+    def _enter_all(self) -> Iterable[str]:
+        """Make the first block's input; measure what makes it where nothing comes back."""
+        made = self._begun("hidden-0")
+        with self._residency.before():
+            watch = self._watch(self._before if not self._back else self._before.only(()))
             for index, (inputs, labels) in enumerate(self._batches):
                 assert labels is not None
                 watch.begin(inputs, self.frequent.of(labels))
-                after.put(index, step(inputs, before.get(index)))
+                with torch.no_grad(), watch.attached():
+                    made.put(index, self._chain.enter(partial(self._forward, self._model, inputs)))
                 watch.end()
         self.layers.add(watch.statistics())
+        return ()
 
-    def _leave(self, states: HiddenStates) -> None:
-        """From the last block's output through the rest and the head, and back to that output."""
-        watch = self._prepared(self._after, states, self._exit)
-        for index, (inputs, labels) in enumerate(self._batches):
-            assert labels is not None
-            leaf = states.get(index).requires_grad_(self._back)
-            watch.begin(inputs, self.frequent.of(labels))
-            with torch.set_grad_enabled(self._back), watch.attached():
-                hidden = self._exit(inputs, leaf)
-            gradient = self._head.gradient(hidden.detach(), labels)
-            if gradient is not None:
-                # As `compressor.collapse.capture.backward`: denormal numbers are slow.
-                self._scales[index] = scale = float(gradient.abs().max()) or 1.0
-                watch.gradient_scale = scale
-                (found,) = torch.autograd.grad(hidden, leaf, gradient / scale)
-                self._gradients.put(index, found)
-            watch.end()
+    def _onward(self, block: int) -> Iterable[str]:
+        """Run all batches through a block; measure it too where nothing comes back."""
+        before, after = self._files[f"hidden-{block}"], self._begun(f"hidden-{block + 1}")
+        with self._residency.block(block):
+            part = self._blocks[block] if not self._back else self._blocks[block].only(())
+            watch, step = self._watch(part), self._alone(block)
+            with torch.no_grad(), watch.attached():
+                for index, (inputs, labels) in enumerate(self._batches):
+                    assert labels is not None
+                    watch.begin(inputs, self.frequent.of(labels))
+                    after.put(index, step(inputs, before.get(index)))
+                    watch.end()
         self.layers.add(watch.statistics())
-        self.layers.add(self._head.statistics())
+        return () if self._back else (f"hidden-{block}",)
 
-    def _step_back(self, part: Candidates, states: HiddenStates | None, step: Step) -> None:
-        """Run a part again from its input, with hooks, and take the gradient back through it."""
+    def _leave(self) -> Iterable[str]:
+        """From the last block's output through the rest and the head, and back to that output."""
+        end = len(self._chain)
+        states, gradients = self._files[f"hidden-{end}"], self._begun(f"gradients-{end}")
+        with self._residency.after():
+            head = WatchedHead(
+                self._model,
+                self._outside,
+                self.frequent,
+                self._forward.device,
+                gradients=self._fisher,
+                loss=self._loss,
+                seed=self._seed,
+            )
+            watch = self._prepared(self._after, states, self._exit)
+            for index, (inputs, labels) in enumerate(self._batches):
+                assert labels is not None
+                leaf = states.get(index).requires_grad_(self._back)
+                watch.begin(inputs, self.frequent.of(labels))
+                with torch.set_grad_enabled(self._back), watch.attached():
+                    hidden = self._exit(inputs, leaf)
+                gradient = head.gradient(hidden.detach(), labels)
+                if gradient is not None:
+                    # As `compressor.collapse.capture.backward`: denormal numbers are slow.
+                    self._scales[index] = scale = float(gradient.abs().max()) or 1.0
+                    watch.gradient_scale = scale
+                    (found,) = torch.autograd.grad(hidden, leaf, gradient / scale)
+                    gradients.put(index, found)
+                watch.end()
+            self.layers.add(watch.statistics())
+            self.layers.add(head.statistics())
+        return (f"hidden-{end}",)
+
+    def _back_through(self, block: int) -> Iterable[str]:
+        """Run a block again from its input, with hooks, and take the gradients back through it."""
+        states, below = self._files[f"hidden-{block}"], self._begun(f"gradients-{block}")
+        with self._residency.block(block):
+            self._step_back(self._blocks[block], block, states, self._alone(block), below)
+        return (f"hidden-{block}", f"gradients-{block + 1}")
+
+    def _back_to_the_beginning(self) -> Iterable[str]:
+        with self._residency.before():
+            self._step_back(self._before, -1, None, self._enter, None)
+        return ("gradients-0",)
+
+    def _step_back(
+        self,
+        part: Candidates,
+        block: int,
+        states: HiddenStates | None,
+        step: Step,
+        below: HiddenStates | None,
+    ) -> None:
+        """Measure a part on its inputs and on the gradients at its outputs.
+
+        Args:
+            part: Its layers.
+            block: Its number; −1 is what comes before all blocks.
+            states: Its inputs; None of what comes first.
+            step: Runs it.
+            below: Where the gradients at its inputs go; None drops them.
+        """
+        above = self._files[f"gradients-{block + 1}"]
         watch = self._prepared(part, states, step)
         with watch.attached(), torch.enable_grad():
             for index, (inputs, labels) in enumerate(self._batches):
@@ -195,10 +285,11 @@ class _Run:
                 watch.gradient_scale = self._scales[index]
                 output = step(inputs, leaf)
                 if output.requires_grad:
-                    torch.autograd.backward(output, self._gradients.get(index))
+                    torch.autograd.backward(output, above.get(index))
                 watch.end()
-                if states is not None and leaf.grad is not None:
-                    self._gradients.put(index, leaf.grad)
+                if below is not None:
+                    assert leaf.grad is not None
+                    below.put(index, leaf.grad)
         self.layers.add(watch.statistics())
 
     def _prepared(self, part: Candidates, states: HiddenStates | None, step: Step) -> Watch:
@@ -247,37 +338,9 @@ class _Run:
             means_only=means_only,
         )
 
-    def _states(self, number: int) -> HiddenStates:
-        return HiddenStates(self.layers.spill.path / f"hidden-{number}", self._forward.device)
+    def _begun(self, name: str) -> HiddenStates:
+        self._files[name] = HiddenStates(self._path(name), self._forward.device)
+        return self._files[name]
 
-
-def _parts(candidates: Candidates, chain: Chain) -> tuple[Candidates, list[Candidates], Candidates]:
-    """Return the candidates before the blocks, in each of them, and after them.
-
-    Raises:
-        ModelError: If layers of several parts share their input rows.
-    """
-    order = list(candidates.layers)
-    within = {name: chain.position(name) for name in order}
-    inside = [number for number, name in enumerate(order) if within[name] is not None]
-    first = inside[0] if inside else len(order)
-    before = [name for name in order[:first] if within[name] is None]
-    after = [name for name in order[first:] if within[name] is None]
-    blocks = [[name for name in order if within[name] == block] for block in range(len(chain))]
-    for part in (before, after, *blocks):
-        _require_whole(candidates, part)
-    return (
-        candidates.only(before),
-        [candidates.only(part) for part in blocks],
-        candidates.only(after),
-    )
-
-
-def _require_whole(candidates: Candidates, part: Iterable[str]) -> None:
-    for name in (names := set(part)):
-        group = candidates.layers[name].group
-        if group not in names:
-            raise ModelError(
-                f"The model cannot be measured block by block: {name} takes the same input as "
-                f"{group}, which lies in another part of it."
-            )
+    def _path(self, name: str) -> Path:
+        return self.layers.spill.path / name

@@ -57,6 +57,28 @@ class Chain:
             _run(call)
         return _one(seen)
 
+    def run_to_the_end(self, call: Call) -> None:
+        """Run the forward up to the last block's output."""
+
+        def stop(*_: object) -> None:
+            raise _ReachedError
+
+        handle = self.blocks[-1].register_forward_hook(stop)
+        try:
+            _run(call)
+        finally:
+            handle.remove()
+
+    def require_alike(self, index: int, alone: Tensor, as_ever: Tensor) -> None:
+        """Refuse a block that computes something else when it is run alone.
+
+        Raises:
+            ModelError: If it does.
+        """
+        if not torch.allclose(alone, as_ever.detach(), rtol=1e-4, atol=1e-5):
+            where = self.names[index].rpartition(".")[0]
+            raise ModelError(_cannot(where, f"block {index} alone gives another output"))
+
     @contextmanager
     def left(self, hidden: Tensor) -> Iterator[None]:
         """Let the model run inside the block as if ``hidden`` were the last block's output."""
@@ -90,25 +112,26 @@ def find_chain(model: nn.Module, call: Call) -> Chain:
             each on the one before's output; or if something else that earlier blocks or trained
             weights make reaches them (an encoder's output, a shared position bias).
     """
-    name, found = _largest_list(model)
-    names = tuple(f"{name}.{child}" for child, _ in found.named_children())
-    blocks = tuple(found.children())
-    calls = _watched(blocks, model, call)
-    if [seen.index for seen in calls] != list(range(len(blocks))):
-        raise ModelError(_cannot(name, "they are not called once each, in their order"))
-    for before, after in pairwise(calls):
-        if after.hidden is not before.output:
-            raise ModelError(_cannot(name, "one block's input is not the output of the one before"))
-    if any(seen.aside for seen in calls):
-        raise ModelError(_cannot(name, "more than the hidden state reaches them"))
-    chain = Chain(names, blocks, tuple(seen.width for seen in calls))
+    chain, calls = _found(model, call)
     with torch.no_grad():
         hidden = chain.enter(call)
         for index, seen in enumerate(calls):
             hidden = chain.run(call, index, hidden)
-            if not torch.allclose(hidden, seen.output.detach(), rtol=1e-4, atol=1e-5):
-                raise ModelError(_cannot(name, f"block {index} alone gives another output"))
+            chain.require_alike(index, hidden, seen.output)
     return chain
+
+
+def find_shapes(model: nn.Module, call: Call) -> Chain:
+    """Find the blocks of a model on the meta device; what they compute is not compared.
+
+    Args:
+        model: The dense model.
+        call: Runs its forward on a small batch of shapes.
+
+    Raises:
+        ModelError: As `find_chain`.
+    """
+    return _found(model, call)[0]
 
 
 @contextmanager
@@ -140,6 +163,22 @@ class _Seen:
     width: int
 
 
+def _found(model: nn.Module, call: Call) -> tuple[Chain, list[_Seen]]:
+    """Return the blocks, and what one forward saw of them."""
+    name, found = _largest_list(model)
+    names = tuple(f"{name}.{child}" for child, _ in found.named_children())
+    blocks = tuple(found.children())
+    calls = _watched(blocks, model, call)
+    if [seen.index for seen in calls] != list(range(len(blocks))):
+        raise ModelError(_cannot(name, "they are not called once each, in their order"))
+    for before, after in pairwise(calls):
+        if after.hidden is not before.output:
+            raise ModelError(_cannot(name, "one block's input is not the output of the one before"))
+    if any(seen.aside for seen in calls):
+        raise ModelError(_cannot(name, "more than the hidden state reaches them"))
+    return Chain(names, blocks, tuple(seen.width for seen in calls)), calls
+
+
 def _largest_list(model: nn.Module) -> tuple[str, nn.Module]:
     lists = [
         (name, module)
@@ -164,7 +203,7 @@ def _watched(blocks: tuple[nn.Module, ...], model: nn.Module, call: Call) -> lis
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Any) -> None:
             del module
             hidden = _hidden(args, kwargs)
-            given = _first(output)
+            given = hidden_in(output)
             others = [*_tensors(args), *_tensors(kwargs)]
             aside = any(other is not hidden and other.requires_grad for other in others)
             width = 0 if isinstance(output, Tensor) else len(output)
@@ -202,13 +241,11 @@ def _given(
         if stop_before:
             seen.append(_hidden(args, kwargs))
             raise _ReachedError
-        if args and isinstance(args[0], Tensor):
-            return (hidden, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": hidden}
+        return with_hidden(args, kwargs, hidden)
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         del module, args
-        seen.append(_first(output))
+        seen.append(hidden_in(output))
         raise _ReachedError
 
     # What else hooks on this block runs before: it is the last thing that this forward does.
@@ -221,6 +258,13 @@ def _given(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def with_hidden(args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor | None) -> Any:
+    """Return a block's arguments with another hidden state among them."""
+    if args and isinstance(args[0], Tensor):
+        return (hidden, *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": hidden}
 
 
 def _stub(width: int, hidden: Tensor | None) -> Callable[..., Any]:
@@ -251,7 +295,8 @@ def _hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     return found
 
 
-def _first(output: Any) -> Tensor:
+def hidden_in(output: Any) -> Tensor:
+    """Return the hidden state in a block's output."""
     found = output[0] if isinstance(output, tuple) else output
     if not isinstance(found, Tensor):
         raise ModelError(f"A block gives a {type(output).__name__} and no tensor.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import weakref
@@ -20,26 +21,40 @@ from compressor.layers.candidates import Candidates
 
 
 class SpillDirectory:
-    """A directory of tensors that is gone when nothing refers to it any more.
+    """A directory of tensors that is gone when nothing refers to it any more, unless it is named.
 
     It lies where `tempfile` puts things: the environment variable ``TMPDIR`` decides.
 
     Args:
         device: Where tensors are read to.
+        path: A directory to keep them in for good; it is made where it is missing.
 
     Attributes:
         path: The directory.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, path: Path | None = None) -> None:
         self.device = device
-        self.path = Path(tempfile.mkdtemp(prefix="compressor-"))
-        # TemporaryDirectory would warn that nobody closed it.
-        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+        if path is None:
+            self.path = Path(tempfile.mkdtemp(prefix="compressor-"))
+            # TemporaryDirectory would warn that nobody closed it.
+            weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+        else:
+            self.path = path
+            path.mkdir(parents=True, exist_ok=True)
         self._files: dict[str, Path] = {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
+
+    @property
+    def files(self) -> dict[str, str]:
+        """File name by the name of what it holds."""
+        return {name: path.name for name, path in self._files.items()}
+
+    def know(self, files: Mapping[str, str]) -> None:
+        """Take up files that an earlier run has left."""
+        self._files |= {name: self.path / file for name, file in files.items()}
 
     def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Write tensors under a name, in place of what it held before."""
@@ -52,36 +67,42 @@ class SpillDirectory:
         return load_file(self._files[name], device=str(self.device))
 
 
+Place = tuple[int, list[int], str]
+"""Where a tensor lies in a file: its first byte, its shape, and the name of its type."""
+
+
 class HiddenStates:
     """One tensor for each batch, in one file; a batch's tensor keeps its shape and type.
 
     Args:
-        path: The file, which is made anew.
+        path: The file.
         device: Where tensors are read to.
+        places: What the file holds of an earlier run; None begins it anew.
     """
 
-    def __init__(self, path: Path, device: torch.device) -> None:
+    def __init__(
+        self, path: Path, device: torch.device, places: Mapping[str, Place] | None = None
+    ) -> None:
         self._device = device
         self._path = path
-        self._places: dict[int, tuple[int, torch.Size, torch.dtype]] = {}
-        self._end = 0
-        path.write_bytes(b"")
+        self.places: dict[str, Place] = dict(places or {})
+        if places is None:
+            path.write_bytes(b"")
 
     def put(self, index: int, tensor: Tensor) -> None:
-        """Write the tensor of a batch, over the one before if there is one."""
-        known = self._places.get(index)
-        start = self._end if known is None else known[0]
+        """Write the tensor of a batch that has none yet."""
         raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        with self._path.open("r+b") as file:
-            file.seek(start)
+        with self._path.open("ab") as file:
+            start = file.tell()
             file.write(raw.data)
-        self._places[index] = (start, tensor.shape, tensor.dtype)
-        self._end = max(self._end, start + raw.nbytes)
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        self.places[str(index)] = (start, list(tensor.shape), dtype)
 
     def get(self, index: int) -> Tensor:
         """Return the tensor of a batch."""
-        start, shape, dtype = self._places[index]
-        size = shape.numel() * dtype.itemsize
+        start, shape, name = self.places[str(index)]
+        dtype: torch.dtype = getattr(torch, name)
+        size = math.prod(shape) * dtype.itemsize
         with self._path.open("rb") as file:
             file.seek(start)
             raw = bytearray(file.read(size))
@@ -89,7 +110,7 @@ class HiddenStates:
 
     def drop(self) -> None:
         """Remove the file."""
-        self._path.unlink()
+        self._path.unlink(missing_ok=True)
 
 
 class SpilledLayers(Mapping[str, LayerStatistics]):
@@ -98,6 +119,9 @@ class SpilledLayers(Mapping[str, LayerStatistics]):
     Args:
         spill: Where they lie.
         candidates: All layers, in forward order.
+
+    Attributes:
+        parts: Name of the file that each layer lies in.
     """
 
     def __init__(self, spill: SpillDirectory, candidates: Candidates) -> None:
@@ -105,15 +129,15 @@ class SpilledLayers(Mapping[str, LayerStatistics]):
         self._candidates = candidates
         tied = {n: layer.head(n) for layer in candidates.layers.values() for n in layer.tied}
         self._watched = replace(candidates, layers={**candidates.layers, **tied})
-        self._parts: dict[str, str] = {}
+        self.parts: dict[str, str] = {}
         self._read: tuple[str, Mapping[str, LayerStatistics]] = ("", {})
 
     def add(self, found: Mapping[str, LayerStatistics]) -> None:
         """Write the statistics of one part of the model, whole groups of layers."""
-        part = f"part {len(set(self._parts.values()))}"
+        part = f"part {len(set(self.parts.values()))}"
         if found:
             self.spill.write(part, state_of(Statistics(found, torch.empty(0), torch.empty(0), {})))
-            self._parts |= dict.fromkeys(found, part)
+            self.parts |= dict.fromkeys(found, part)
 
     def __getitem__(self, name: str) -> LayerStatistics:
         found = self._find(name)
@@ -121,9 +145,9 @@ class SpilledLayers(Mapping[str, LayerStatistics]):
         return replace(found, head=self._find(tied[0])) if tied else found
 
     def _find(self, name: str) -> LayerStatistics:
-        part = self._parts[name]
+        part = self.parts[name]
         if self._read[0] != part:
-            inside = {other for other, its in self._parts.items() if its == part}
+            inside = {other for other, its in self.parts.items() if its == part}
             state = self.spill.read(part)
             found = statistics_of(state, self._watched.only(inside), self.spill.device)
             self._read = (part, found.layers)

@@ -198,6 +198,22 @@ def _evaluate_tokens(
         )
         other = None if dense is None else (dense.head, dense.hidden(index, inputs, progress))
         scores.add(own.head, hidden, labels, other)
+    return token_evaluation(scores, own, compared=dense is not None)
+
+
+def token_evaluation(
+    scores: TokenScores, logits: Tensor | TokenLogits, *, compared: bool
+) -> Evaluation:
+    """Return what was found of the tokens of all batches.
+
+    Args:
+        scores: Of each token.
+        logits: What makes the logits again.
+        compared: Whether the dense model's predictions were there to compare with.
+
+    Raises:
+        DataError: If there was no token to predict.
+    """
     if not scores.parts:
         raise DataError("There is nothing to evaluate on: no batch holds a token to predict.")
     predictions = joined(scores.parts)
@@ -206,9 +222,9 @@ def _evaluate_tokens(
         samples=scores.samples,
         accuracy=float(predictions.correct.mean()),
         loss=float(-predictions.true.mean(dtype=np.float64)),
-        kl_to_dense=None if dense is None else max(scores.divergence / count, 0.0),
-        agreement=None if dense is None else scores.alike / count,
-        logits=own,
+        kl_to_dense=max(scores.divergence / count, 0.0) if compared else None,
+        agreement=scores.alike / count if compared else None,
+        logits=logits,
         tokens=count,
         predictions=predictions,
     )

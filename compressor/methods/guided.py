@@ -16,7 +16,6 @@ from compressor.methods.measurement import Measurement
 from compressor.methods.method import METHODS, Decision
 from compressor.methods.metrics import Needs
 from compressor.methods.recipe import Recipe
-from compressor.methods.refit import can_refit
 from compressor.methods.select import Trials
 from compressor.methods.sharing import allocate
 from compressor.progress import Progress
@@ -89,7 +88,7 @@ class Guided:
                 partial(trials.add_weighted, weights, constraints, multiple=multiple)
                 for weights in WEIGHT_GRID
             ]
-        if measurement.gradients and can_refit(measurement.candidates.layers):
+        if measurement.gradients and measurement.refits:
             steps.append(trials.add_refitted)
         for step in progress.track(steps, description="select", total=len(steps)):
             step()

@@ -24,7 +24,7 @@ from compressor.methods.factorize import Decompositions, factorized
 from compressor.methods.metrics import Needs, output_metrics
 from compressor.methods.norms import NormInputs, corrected_norms, has_batch_norms, norm_inputs
 from compressor.methods.recipe import Recipe
-from compressor.methods.refit import SAMPLES, refitted
+from compressor.methods.refit import SAMPLES, can_refit, refitted
 from compressor.progress import SILENT, Progress
 from compressor.tokens import TokenForward
 
@@ -157,6 +157,11 @@ class Measurement:
     def layers(self) -> Mapping[str, LayerStatistics]:
         """Statistics by layer name; empty where only weights were needed."""
         return {} if self.statistics is None else self.statistics.layers
+
+    @property
+    def refits(self) -> bool:
+        """Whether factors can be refitted in sequence."""
+        return can_refit(self.candidates.layers)
 
     def has(self, needs: Needs) -> bool:
         """Return whether the pass gathered what a method needs."""

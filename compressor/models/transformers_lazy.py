@@ -62,7 +62,8 @@ class LazyWeights:
 
     Args:
         directory: A model directory with safetensors files.
-        module: The dense model on the meta device.
+        module: The model on the meta device.
+        unfused: Whether its fused modules were taken apart, in memory and on disk.
 
     Attributes:
         dtypes: Type on disk of every floating-point tensor, by its name in memory; the widest of
@@ -72,7 +73,7 @@ class LazyWeights:
         ModelError: If weights are not safetensors, or some that the model needs are missing.
     """
 
-    def __init__(self, directory: Path, module: PreTrainedModel) -> None:
+    def __init__(self, directory: Path, module: PreTrainedModel, *, unfused: bool = False) -> None:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import (
             WeightConverter,
@@ -93,6 +94,8 @@ class LazyWeights:
             header |= found
             self._files |= dict.fromkeys(found, path)
         self.conversions: list[Any] = list(get_model_conversion_mapping(module))
+        if unfused:
+            self.conversions = without_expert_merges(self.conversions)
         renamings = [entry for entry in self.conversions if isinstance(entry, WeightRenaming)]
         converters = [entry for entry in self.conversions if isinstance(entry, WeightConverter)]
         self._converters = {p: entry for entry in converters for p in entry.source_patterns}

@@ -25,8 +25,7 @@ def view_streamed(report: StreamReport) -> RenderableType:
     return Group(
         Text(
             f"{percent(report.layer_share)} of the layers' parameters kept, checkpoint "
-            f"{size(report.bytes)} → {size(report.compressed_bytes)}. Not evaluated: nothing was "
-            "run.",
+            f"{size(report.bytes)} → {size(report.compressed_bytes)}. {_quality(report)}",
             style="bold",
         ),
         Text(),
@@ -37,7 +36,32 @@ def view_streamed(report: StreamReport) -> RenderableType:
             f"{count(report.parameters)} → {count(report.compressed_parameters)}; never more than "
             f"{count(report.largest_unit)} in memory, {report.units} parts",
         ),
+        *_data(report),
         line("time", duration(sum(report.seconds.values()))),
         line("checkpoint", report.out),
         line("report", f"{report.out}/stream.json"),
     )
+
+
+def _quality(report: StreamReport) -> str:
+    dense, small = report.dense, report.compressed
+    if dense is None or small is None:
+        return "Not evaluated: nothing was run."
+    if dense.perplexity is None or small.perplexity is None or small.kl_to_dense is None:
+        return "No loss is known."
+    return (
+        f"Perplexity {dense.perplexity:.4g} → {small.perplexity:.4g}, KL to dense "
+        f"{small.kl_to_dense:.3g} nats a token."
+    )
+
+
+def _data(report: StreamReport) -> tuple[RenderableType, ...]:
+    data = report.data
+    if data is None:
+        return ()
+    told = (
+        f"{data.reference}: {data.calibration.samples} calibration, {data.selection.samples} "
+        f"selection, {data.test.samples} test windows"
+    )
+    chosen = [choice.label for choice in report.selection if choice.chosen]
+    return (line("data", told), *(line("recipe", text) for text in chosen))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -28,11 +30,26 @@ from compressor.progress import Progress
 INDEX = "model.safetensors.index.json"
 
 
+@dataclass(frozen=True)
+class Workshop:
+    """Where a streamed checkpoint is made.
+
+    Args:
+        checkpoint: The directory that ends up at the output.
+        scratch: One for what is measured on the way; it is gone at the end.
+    """
+
+    checkpoint: Path
+    scratch: Path
+
+
 @contextlib.contextmanager
 def growing(
     out: Path, made_of: Mapping[str, object], *, keep: bool, overwrite: bool, progress: Progress
-) -> Iterator[Path]:
-    """Yield a directory to write in, which moves to ``out`` when all went well.
+) -> Iterator[Workshop]:
+    """Yield where to write a directory, which moves to ``out`` when all went well.
+
+    What is measured on the way lies beside ``out`` where it is kept, else in ``TMPDIR``.
 
     Args:
         out: Where it ends up.
@@ -49,22 +66,25 @@ def growing(
     if not keep:
         with explained(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-            with sibling(out) as work:
-                yield work
+            with sibling(out) as work, tempfile.TemporaryDirectory(prefix="compressor-") as room:
+                yield Workshop(work, Path(room))
                 _settle(work, out, overwrite=overwrite)
         return
     directory = resume_directory(out)
     with alone(directory, out):
         remove_leftovers(out)
         work, key = directory / "checkpoint", directory / "made_of.json"
+        scratch = directory / "scratch"
         text = json.dumps(made_of, sort_keys=True)
         if not key.is_file() or key.read_text(encoding="utf-8") != text:
             shutil.rmtree(work, ignore_errors=True)
+            shutil.rmtree(scratch, ignore_errors=True)
             write_file(key, text)
         elif work.is_dir():
-            progress.note(f"Going on from what is in {work}.")
+            progress.note(f"Going on from what is in {directory}.")
         work.mkdir(exist_ok=True)
-        yield work
+        scratch.mkdir(exist_ok=True)
+        yield Workshop(work, scratch)
         with explained(out):
             _settle(work, out, overwrite=overwrite)
     shutil.rmtree(directory, ignore_errors=True)

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from compressor.schema import REPORT_VERSION, DenseLayer, Strict
+from compressor.schema import (
+    REPORT_VERSION,
+    Choice,
+    DataFigures,
+    DenseLayer,
+    QualityFigures,
+    Strict,
+)
 
 
 class StreamedLayer(Strict):
@@ -17,7 +24,7 @@ class StreamedLayer(Strict):
 
 
 class StreamReport(Strict):
-    """stream.json: what `compress --stream` made. Nothing was run, so that no accuracy is known.
+    """stream.json: what `compress --stream` made.
 
     Args:
         parameters: Of the dense model.
@@ -27,6 +34,10 @@ class StreamReport(Strict):
         compressed_bytes: Size of those that were written.
         units: Parts that were in memory one after the other.
         largest_unit: Parameters of the largest.
+        data: What was measured and evaluated on; None where only weights were looked at.
+        dense: How the dense model fares on the test windows; None without data.
+        compressed: The same of the one that was written.
+        selection: Recipes that were judged on held-out windows.
     """
 
     version: int = REPORT_VERSION
@@ -43,8 +54,12 @@ class StreamReport(Strict):
     compressed_bytes: int
     units: int
     largest_unit: int
+    data: DataFigures | None = None
+    dense: QualityFigures | None = None
+    compressed: QualityFigures | None = None
     layers: tuple[StreamedLayer, ...]
     left_dense: tuple[DenseLayer, ...]
+    selection: tuple[Choice, ...] = ()
     unmet: tuple[str, ...] = ()
     seconds: dict[str, float]
     out: str

@@ -38,6 +38,7 @@ class Units:
         weights: Where the tensors are read.
 
     Attributes:
+        shapes: The model taken apart, on the meta device.
         unfused: Names of the modules that were taken apart.
         sizes: Values of every tensor by its name.
     """
@@ -46,6 +47,7 @@ class Units:
         self, dense: nn.Module, apart: nn.Module, candidates: Candidates, weights: LazyWeights
     ) -> None:
         self._dense, self._weights = dense, weights
+        self.shapes = apart
         self.unfused = tuple(unfused_modules(apart))
         tensors: dict[str, list[str]] = {}
         for name in weights.names:
@@ -84,9 +86,27 @@ class Units:
         self._filled = (unit.name, shell)
         return shell
 
+    def read(self, name: str) -> dict[str, Tensor]:
+        """Return one unit's tensors in float32, by their names in the model taken apart."""
+        return present(self.filled(self._units[name]))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name of each unit."""
+        return tuple(self._units)
+
+    def __getitem__(self, name: str) -> Unit:
+        return self._units[name]
+
     def holding(self, layer: str) -> nn.Module:
         """Return the model with the unit filled that holds a candidate."""
         return self.filled(self._units[self._home[layer]])
+
+
+def present(model: nn.Module) -> dict[str, Tensor]:
+    """Return a model's tensors by name, but for those on the meta device."""
+    state = model.state_dict()
+    return {name: tensor.detach() for name, tensor in state.items() if not tensor.is_meta}
 
 
 def unit_of(model: nn.Module, tensor: str) -> str:

@@ -7,6 +7,7 @@ from compressor.collapse.block_capture import capture_blocks
 from compressor.collapse.spill import SpilledLayers
 from compressor.collapse.token_capture import capture_tokens
 from compressor.errors import ModelError
+from compressor.gathering import blocks_of
 from compressor.layers.candidates import find_candidates
 from compressor.methods.factorize import Decompositions, factorized
 from compressor.methods.recipe import Recipe
@@ -31,9 +32,8 @@ def both(model, **asked):
     given = batches()
     candidates = find_candidates(model, given[0][0])
     whole = capture_tokens(model, given, candidates, forward=FORWARD, seed=3, **asked)
-    blocks = capture_blocks(
-        model, given, candidates, forward=FORWARD, probe=given[0][0], seed=3, **asked
-    )
+    chain = blocks_of(model, FORWARD, given[0][0])
+    blocks = capture_blocks(model, given, candidates, forward=FORWARD, chain=chain, seed=3, **asked)
     return candidates, whole, blocks
 
 
@@ -106,10 +106,4 @@ def test_an_encoder_decoder_is_refused_with_the_reason():
     inputs = {"input_ids": ids, "decoder_input_ids": ids}
     model = language.build("t5")
     with pytest.raises(ModelError, match="more than the hidden state reaches them"):
-        capture_blocks(
-            model,
-            [(inputs, ids)],
-            find_candidates(model, inputs),
-            forward=FORWARD,
-            probe=inputs,
-        )
+        blocks_of(model, FORWARD, inputs)

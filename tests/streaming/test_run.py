@@ -103,7 +103,7 @@ def test_a_killed_run_goes_on_to_the_same_checkpoint(tmp_path, monkeypatch) -> N
         written.append(path)
         write(tensors, path)
 
-    monkeypatch.setattr("compressor.streaming.run.write_shard", dies_at_the_third)
+    monkeypatch.setattr("compressor.streaming.writing.write_shard", dies_at_the_third)
     asked = settings(model, tmp_path / "out", resume=True)
     with pytest.raises(KeyboardInterrupt):
         stream_model(asked, progress=SILENT)
@@ -114,7 +114,7 @@ def test_a_killed_run_goes_on_to_the_same_checkpoint(tmp_path, monkeypatch) -> N
         assert path not in kept
         write(tensors, path)
 
-    monkeypatch.setattr("compressor.streaming.run.write_shard", unless_there)
+    monkeypatch.setattr("compressor.streaming.writing.write_shard", unless_there)
     stream_model(asked, progress=SILENT)
     assert not list(tmp_path.glob(".*"))
     first, second = (find_weight_files(tmp_path / place) for place in ("whole", "out"))
@@ -141,7 +141,7 @@ def test_without_resume_nothing_is_left_of_a_run_that_fails(tmp_path, monkeypatc
     def full(tensors, path) -> None:
         raise CheckpointError("no space")
 
-    monkeypatch.setattr("compressor.streaming.run.write_shard", full)
+    monkeypatch.setattr("compressor.streaming.writing.write_shard", full)
     with pytest.raises(CheckpointError, match="no space"):
         stream_model(settings(model, tmp_path / "out"), progress=SILENT)
     assert {path.name for path in tmp_path.iterdir()} == {"llama"}

@@ -1,0 +1,93 @@
+"""A dense checkpoint of which nothing but shapes is in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from compressor.checkpoint.format import find_lowrank, read_config
+from compressor.errors import ModelError, UsageError
+from compressor.gathering import candidates_of
+from compressor.layers.candidates import Candidates
+from compressor.layers.unfusing import unfused
+from compressor.methods.subject import Subject
+from compressor.models import LoadedModel, load_model
+from compressor.models.hub import snapshot
+from compressor.models.transformers_lazy import LazyWeights
+from compressor.settings import StreamSettings
+from compressor.streaming.runnable import shape_probe, unpadded
+from compressor.streaming.units import Units
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A dense checkpoint of which nothing but shapes is in memory.
+
+    Args:
+        loaded: The dense model on the meta device.
+        directory: Where its files lie.
+        weights: Reads them.
+        candidates: Its layers that can be factorized, as two forwards of shapes alone tell them.
+        units: Its parts.
+    """
+
+    loaded: LoadedModel
+    directory: Path
+    weights: LazyWeights
+    candidates: Candidates
+    units: Units
+
+    @property
+    def module(self) -> Any:
+        """The dense model on the meta device."""
+        return self.loaded.module
+
+    @property
+    def subject(self) -> Subject:
+        """What budgets are counted on."""
+        return Subject(
+            model=self.units.shapes,
+            candidates=self.candidates,
+            inputs=self.loaded.example_inputs,
+            storage_dtypes=self.weights.dtypes,
+        )
+
+
+def open_checkpoint(settings: StreamSettings) -> Checkpoint:
+    """Return the model on the meta device, and where its weights are.
+
+    Raises:
+        UsageError: If it is no transformers model, or compressed already.
+        ModelError: If its weights are no safetensors, or it does not run on shapes alone.
+    """
+    loaded = load_model(settings.model, skeleton=True)
+    reference = settings.model.model
+    if loaded.framework != "transformers":
+        raise UsageError(
+            f"--stream reads transformers directories of safetensors, and {reference} belongs to "
+            f"{loaded.framework}. Leave out --stream."
+        )
+    directory = Path(reference) if Path(reference).is_dir() else snapshot(reference, weights=True)
+    if find_lowrank(read_config(directory), where=str(directory / "config.json")) is not None:
+        raise UsageError(f"{reference} is compressed already. Name the dense checkpoint.")
+    module: Any = loaded.module
+    weights = LazyWeights(directory, module)
+    probe = shape_probe(loaded)
+    try:
+        with unpadded(module.config):
+            apart = unfused(module.eval(), probe)
+            candidates = candidates_of(
+                apart,
+                probe,
+                heads=loaded.heads,
+                include=settings.method.include,
+                exclude=settings.method.exclude,
+            )
+    except (NotImplementedError, RuntimeError) as error:
+        raise ModelError(
+            f"{loaded.reference} does not run on shapes alone ({error}), and streaming never holds "
+            "its weights. Leave out --stream."
+        ) from error
+    units = Units(module, apart, candidates, weights)
+    return Checkpoint(loaded, directory, weights, candidates, units)
