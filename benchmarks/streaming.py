@@ -1,12 +1,15 @@
 """`compress --stream` under an enforced limit of memory, on a checkpoint several times as large.
 
 python -m benchmarks.streaming [--cap 1300] [--times 3] [--hidden 512] [--wide 8192] [--out FOLDER]
+python -m benchmarks.streaming --data --method gfwsvd --cap 800 --wide 2048
 
 A LLaMA of random weights is written shard by shard, until its files hold ``times`` the cap. It is
 compressed in a process of its own whose data segment may not grow beyond the cap (RLIMIT_DATA: heap
 and private mappings, the interpreter's and the libraries' included; an allocation beyond it fails).
 Reported are the peak of the process's anonymous memory (RssAnon, sampled), and what the same
-command takes under the same limit without ``--stream``. With ``--kills 10`` a run with ``--resume``
+command takes under the same limit without ``--stream``. With ``--data`` the method is one that
+needs a pass over data: few short windows of made-up text, on which both models are evaluated too.
+With ``--kills 10`` a run with ``--resume``
 is killed by SIGKILL at that many random moments, each time after it was taken up again, and its
 weights are compared with those of a run that nobody disturbed.
 """
@@ -29,12 +32,39 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import LlamaConfig
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 MIB = 2**20
 POLL = 0.02
 """Seconds between two looks at the process's memory."""
+
+
+WORDS = 500
+"""Words of the made-up language; the model's vocabulary has a few tokens more."""
+
+WINDOWS = ["--calibration", "4", "--selection", "1", "--limit", "2", "--max-length", "64"]
+"""What is measured and evaluated on: enough to run every part of the code."""
+
+
+def write_text(path: Path) -> None:
+    """Write text of the made-up language, frequent words first."""
+    rng = random.Random(0)
+    words = [f"w{number}" for number in range(WORDS)]
+    drawn = rng.choices(words, [1 / (rank + 1) for rank in range(WORDS)], k=20000)
+    path.write_text(" ".join(drawn), encoding="utf-8")
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Write a tokenizer of one token a word."""
+    tokens = ["<unk>", "<end>", *(f"w{number}" for number in range(WORDS))]
+    inner = Tokenizer(
+        models.WordLevel({word: number for number, word in enumerate(tokens)}, unk_token="<unk>")
+    )
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    made = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>", eos_token="<end>")
+    made.save_pretrained(folder)
 
 
 def write_checkpoint(folder: Path, size: int, hidden: int, wide: int) -> int:
@@ -52,6 +82,7 @@ def write_checkpoint(folder: Path, size: int, hidden: int, wide: int) -> int:
     )
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(folder)
+    write_tokenizer(folder)
     generator = torch.Generator().manual_seed(0)
 
     def matrix(rows: int, columns: int) -> Tensor:
@@ -155,6 +186,16 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+def quality(folder: Path) -> dict[str, float]:
+    """Return the perplexities that a streamed run tells, where it was given data."""
+    try:
+        report = json.loads((folder / "stream.json").read_text(encoding="utf-8"))
+    except OSError:
+        return {}
+    sides = ("dense", "compressed")
+    return {f"perplexity_{side}": report[side]["perplexity"] for side in sides if report[side]}
+
+
 def _anonymous(process: int) -> int:
     """Return RssAnon of a process in bytes; 0 when it is gone."""
     try:
@@ -173,6 +214,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--wide", type=int, default=8192)
     parser.add_argument("--method", default="svd")
+    parser.add_argument("--data", action="store_true", help="measure and evaluate on text")
     parser.add_argument("--kills", type=int, default=0)
     parser.add_argument(
         "--out", type=Path, default=None, help="where to work; else a temporary one"
@@ -184,16 +226,18 @@ def main() -> None:
         model, text = folder / "model", folder / "text.txt"
         model.mkdir()
         size = write_checkpoint(model, int(given.times * cap), given.hidden, given.wide)
-        text.write_text("a b c d " * 5000, encoding="utf-8")
+        write_text(text)
         budget = ["--budget", "layers=60%", "--method", given.method]
         base = ["compress", str(model), *budget]
+        words = ["--data", str(text), *WINDOWS]
+        streamed = [*base, "--stream", *(words if given.data else ())]
         runs = {
             "imports alone": ["inspect", "compressor/demo", "--json"],
-            "streamed": [*base, "--out", str(folder / "streamed"), "--stream"],
-            "as a whole": [*base, "--out", str(folder / "whole"), "--data", str(text)],
+            "streamed": [*streamed, "--out", str(folder / "streamed")],
+            "as a whole": [*base, *words, "--out", str(folder / "whole")],
         }
-        for name, words in runs.items():
-            code, peak, seconds, errors = limited(words, cap)
+        for name, line in runs.items():
+            code, peak, seconds, errors = limited(line, cap)
             row = {
                 "run": name,
                 "cap_mib": given.cap,
@@ -204,10 +248,11 @@ def main() -> None:
                 "seconds": round(seconds, 1),
                 "error": errors[-200:] if code else "",
             }
+            row |= quality(folder / "streamed") if name == "streamed" else {}
             print(json.dumps(row), flush=True)
             took = seconds if name == "streamed" else 0.0
             if given.kills and took:
-                resumed = [*base, "--out", str(folder / "killed"), "--stream", "--resume"]
+                resumed = [*streamed, "--out", str(folder / "killed"), "--resume"]
                 met = killed(resumed, took, given.kills, cap)
                 same = digests(folder / "killed") == digests(folder / "streamed")
                 print(json.dumps({"run": "killed", "kills": met, "same": same}), flush=True)

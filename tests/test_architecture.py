@@ -61,6 +61,7 @@ ROOMS = {
         "models.transformers",
         "models.transformers_names",
         "models.transformers_lazy",
+        "models.transformers_buffers",
         "models.architectures",
         "models.gguf",
         "models.image_processor",

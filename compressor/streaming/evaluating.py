@@ -57,6 +57,7 @@ def evaluated(
     small = runnable(checkpoint.loaded, shapes, units=inside, read=read, buffers=weights.names)
     states = dense.last_states(batches, scratch, progress=progress, description="evaluate dense")
     before = scored(dense, states, batches)
+    checkpoint.units.release()
     other = small.last_states(
         batches, scratch, progress=progress, description="evaluate compressed"
     )

@@ -75,8 +75,7 @@ class Units:
         """
         if self._filled is not None and self._filled[0] == unit.name:
             return self._filled[1]
-        self._filled = None
-        gc.collect()  # modules refer to each other in circles
+        self.release()
         shell = structural_copy(self._dense)
         modules = dict(shell.named_modules())
         for name, tensor in self._weights.read(unit.tensors).items():
@@ -85,6 +84,11 @@ class Units:
         unfuse(shell, [name for name in self.unfused if _inside(name, unit.name)])
         self._filled = (unit.name, shell)
         return shell
+
+    def release(self) -> None:
+        """Let go of the unit that is filled."""
+        self._filled = None
+        gc.collect()  # modules refer to each other in circles
 
     def read(self, name: str) -> dict[str, Tensor]:
         """Return one unit's tensors in float32, by their names in the model taken apart."""

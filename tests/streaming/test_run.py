@@ -149,12 +149,12 @@ def test_without_resume_nothing_is_left_of_a_run_that_fails(tmp_path, monkeypatc
 
 def test_what_needs_data_or_other_files_is_refused(tmp_path) -> None:
     model = language.save("llama", tmp_path / "llama")
-    with pytest.raises(UsageError, match=r"needs data\. Take --method svd-energy"):
+    with pytest.raises(UsageError, match=r"needs data: give --data"):
         stream_model(settings(model, tmp_path / "out", method="nc1"), progress=SILENT)
     asked = settings(model, tmp_path / "out").model_copy(
         update={"method": MethodSettings(method="svd", budget=("drop=1",))}
     )
-    with pytest.raises(UsageError, match="runs nothing"):
+    with pytest.raises(UsageError, match="never has the whole model"):
         stream_model(asked, progress=SILENT)
     asked = settings(model, tmp_path / "out").model_copy(
         update={"method": MethodSettings(method="svd", budget=("layers=60%",), conv_form="auto")}
@@ -178,11 +178,20 @@ def test_the_command_line(tmp_path, capsys) -> None:
     words = ["compress", model, "--budget", "layers=60%", "--out", str(tmp_path / "out")]
     assert main([*words, "--quiet"]) == 2
     assert "give --data" in capsys.readouterr().err
-    assert main([*words, "--stream", "--data", "x.txt", "--quiet"]) == 2
-    assert "leave out --data" in capsys.readouterr().err
+    assert main([*words, "--stream", "--recover", "10", "--quiet"]) == 2
+    assert "leave out --recover" in capsys.readouterr().err
+    assert main([*words, "--stream", "--test-data", "x.txt", "--quiet"]) == 2
+    assert "give it too" in capsys.readouterr().err
     assert main([*words, "--stream", "--method", "evbmf", "--quiet", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["layer_share"] <= 0.6
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text(language.text())
+    measured = ["--stream", "--data", str(corpus), "--max-length", "32", "--calibration", "4"]
+    measured += ["--limit", "3", "--method", "svd-llm", "--quiet", "--overwrite"]
+    assert main([*words, *measured]) == 0
+    assert "Perplexity" in capsys.readouterr().out
+    assert "windows of" in (tmp_path / "out" / "README.md").read_text()
     assert main([*words, "--stream", "--method", "svd", "--quiet", "--overwrite"]) == 0
     assert "nothing was run." in capsys.readouterr().out
     done = subprocess.run(
