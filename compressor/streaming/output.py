@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -84,10 +85,23 @@ def growing(
             progress.note(f"Going on from what is in {directory}.")
         work.mkdir(exist_ok=True)
         scratch.mkdir(exist_ok=True)
-        yield Workshop(work, scratch)
+        with _kept(directory):
+            yield Workshop(work, scratch)
         with explained(out):
             _settle(work, out, overwrite=overwrite)
     shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _kept(directory: Path) -> Iterator[None]:
+    """Tell of a disk that fails, and that what is finished is there."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"Cannot write in {directory}: {error}. What is finished is kept there: make space, "
+            "and the same command goes on."
+        ) from error
 
 
 def write_shard(tensors: Mapping[str, Tensor], path: Path) -> None:

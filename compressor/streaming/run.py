@@ -30,7 +30,7 @@ from compressor.streaming.output import Workshop, growing, write_index
 from compressor.streaming.report import streamed_report
 from compressor.streaming.request import needs_of
 from compressor.streaming.schema import StreamReport
-from compressor.streaming.writing import all_written, lowrank_of, write_units
+from compressor.streaming.writing import lowrank_of, write_units
 
 REPORT = "stream.json"
 PLAN = "plan.json"
@@ -134,8 +134,6 @@ def _planned(
     made = given
     if given is None and path.is_file():
         made = read_plan(path)
-    if made is not None and all_written(checkpoint.units, place.checkpoint):
-        needs = "weights"  # nothing is left to be factorized
     with watch.stage("measure"):
         found = measured(
             checkpoint,

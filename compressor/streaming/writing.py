@@ -49,12 +49,6 @@ def write_units(
     return keys, parameters
 
 
-def all_written(units: Units, work: Path) -> bool:
-    """Return whether every unit has its shard."""
-    total = len(units)
-    return all((work / shard_name(number, total)).is_file() for number in range(1, total + 1))
-
-
 def lowrank_of(units: Units, candidates: Candidates, made: Plan) -> LowRankConfig:
     """Return kind, rank and bias of every factorized layer, and what was taken apart for it."""
     layers = candidates.layers
