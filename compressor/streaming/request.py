@@ -10,8 +10,8 @@ from compressor.methods.metrics import METRICS, Needs
 from compressor.methods.plan import Plan
 from compressor.settings import StreamSettings
 
-JUDGING = ("nc1",)
-"""Methods beside single recipes that ask for no more than spectra, and judge whole models."""
+BLOCKWISE = ("nc1", "evbmf")
+"""Methods beside single recipes that ask for no more than spectra, and for judgements at most."""
 
 
 def needs_of(settings: StreamSettings, given: Plan | None) -> Needs:
@@ -40,16 +40,16 @@ def needs_of(settings: StreamSettings, given: Plan | None) -> Needs:
     name = settings.method.method
     member = METHODS.get(name)
     needs = member.needs(gradients=settings.method.gradients)
-    if settings.data is None and needs != "weights":
-        raise UsageError(
-            f"The method {name!r} needs data: give --data. By the weights alone go --method "
-            "svd-energy, svd and evbmf."
-        )
-    if needs != "weights" and not isinstance(member, RecipeMethod) and name not in JUDGING:
+    if not isinstance(member, RecipeMethod) and name not in BLOCKWISE:
         raise UsageError(
             f"The method {name!r} needs the whole model, and --stream never has more than one "
             "block of it in memory. Take nc1, svd-llm, gfwsvd, drone or another published recipe; "
             "or leave out --stream, and let --blockwise save memory."
+        )
+    if settings.data is None and needs != "weights":
+        raise UsageError(
+            f"The method {name!r} needs data: give --data. By the weights alone go --method "
+            "svd-energy, svd and evbmf."
         )
     if not settings.method.gradients and needs in ("gradients", "loss"):
         raise UsageError(
