@@ -7,7 +7,7 @@ from pathlib import Path
 
 from compressor.checkpoint.format import LowRankConfig, LowRankLayer
 from compressor.checkpoint.storage import cast_tensors
-from compressor.layers.candidates import Candidates
+from compressor.layers.candidates import Candidates, specs_of
 from compressor.methods.plan import Plan
 from compressor.models.transformers_lazy import on_disk
 from compressor.models.weights import read_header
@@ -54,9 +54,10 @@ def lowrank_of(units: Units, candidates: Candidates, made: Plan) -> LowRankConfi
     layers = candidates.layers
     return LowRankConfig(
         layers={
-            name: LowRankLayer(kind=layers[name].kind, rank=rank, bias=layers[name].has_bias)
+            part: LowRankLayer(kind=spec.kind, rank=spec.rank, bias=spec.bias)
             for name, rank in made.ranks.items()
             if rank <= layers[name].break_even_rank
+            for part, spec in specs_of(units.shapes, layers[name], rank).items()
         },
         unfused=units.unfused,
     )
