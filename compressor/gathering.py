@@ -15,7 +15,8 @@ from compressor.collapse.clusters import cluster_labels
 from compressor.collapse.token_capture import capture_tokens
 from compressor.errors import DataError, ModelError
 from compressor.forward import Batches, Forward, Inputs
-from compressor.layers.candidates import Candidates, ConvForm, find_candidates
+from compressor.layers.candidates import Candidates, ConvForm
+from compressor.layers.search import find_candidates
 from compressor.progress import Progress
 from compressor.tokens import TokenForward
 

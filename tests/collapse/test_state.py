@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from compressor.collapse.moments import ClassMoments
 from compressor.collapse.state import state_of, statistics_of
 from compressor.collapse.token_capture import capture_tokens
-from compressor.layers.candidates import find_candidates
+from compressor.layers.search import find_candidates
 from compressor.tokens import TokenForward
 from tests import language
 from tests.methods.measured import measured

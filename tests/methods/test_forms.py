@@ -16,9 +16,9 @@ import compressor
 from compressor.collapse.state import state_of, statistics_of
 from compressor.errors import LayerError, UsageError
 from compressor.evaluation.flops import count_flops
-from compressor.layers.candidates import find_candidates
 from compressor.layers.kinds import LAYER_KINDS
 from compressor.layers.lowrank import LowRankConv2d, LowRankSpatialConv2d, lowrank_layers
+from compressor.layers.search import find_candidates
 from compressor.methods.allocation import ALLOCATORS, Options
 from compressor.methods.budget import parse_budget
 from compressor.methods.decompose import weighted_error

@@ -13,7 +13,7 @@ from compressor.collapse.capture import fisher_gradient
 from compressor.collapse.row_energy import batch_energies, row_energies
 from compressor.errors import LayerError
 from compressor.forward import Forward
-from compressor.layers.candidates import find_candidates
+from compressor.layers.search import find_candidates
 from compressor.layers.surgery import structural_copy
 from compressor.methods.constraints import weights_within
 from compressor.methods.layer_fit import LayerFit
