@@ -282,7 +282,8 @@ def _joined(first: Measurement, second: Measurement) -> Measurement:
         )
         for name, known in first.layers.items()
     }
-    return replace(first, statistics=replace(first.statistics, layers=layers))
+    energies = first.statistics.energies or second.statistics.energies
+    return replace(first, statistics=replace(first.statistics, layers=layers, energies=energies))
 
 
 def _perplexities(dense: Evaluation, found: Evaluation) -> dict[str, float]:

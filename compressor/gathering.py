@@ -65,6 +65,7 @@ def gather(
     loss: bool = False,
     seed: int,
     probe: Inputs | None = None,
+    row_samples: int = 0,
     progress: Progress,
 ) -> Statistics:
     """Run the measuring pass, clustering first where the batches carry no labels.
@@ -81,6 +82,7 @@ def gather(
             gradients=gradients,
             loss=loss,
             seed=seed,
+            row_samples=row_samples,
             progress=progress,
         )
     if isinstance(forward, TokenForward):
@@ -92,6 +94,7 @@ def gather(
             gradients=gradients,
             loss=loss,
             seed=seed,
+            row_samples=row_samples,
             progress=progress,
             total=count(batches),
         )
@@ -113,6 +116,7 @@ def gather(
         gradients=gradients,
         loss=loss,
         seed=seed,
+        row_samples=row_samples,
         progress=progress,
         total=count(batches),
         clustered=clustered,

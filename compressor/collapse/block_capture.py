@@ -20,9 +20,11 @@ from compressor.collapse.capture import (
     Statistics,
     centred_moments,
     frozen,
+    kept_energies,
     loss_moments,
 )
 from compressor.collapse.chain import Chain, find_chain, uncached
+from compressor.collapse.row_energy import RowEnergies
 from compressor.collapse.spill import HiddenStates, SpillDirectory, SpilledLayers
 from compressor.collapse.token_capture import FrequentTokens, WatchedHead, by_head
 from compressor.collapse.watch import Watch
@@ -47,6 +49,7 @@ def capture_blocks(
     loss: bool = False,
     seed: int = 0,
     progress: Progress = SILENT,
+    row_samples: int = 0,
 ) -> Statistics:
     """Gather what `capture_tokens` gathers, block by block; the statistics lie on disk.
 
@@ -60,6 +63,7 @@ def capture_blocks(
         loss: Gather the loss's own gradients under the true tokens instead.
         seed: Seed of the random signs.
         progress: Told of each block, twice where there are gradients.
+        row_samples: As `compressor.collapse.capture.capture` takes it.
 
     Raises:
         ValueError: If both ``gradients`` and ``loss`` are asked for.
@@ -79,6 +83,7 @@ def capture_blocks(
             gradients=gradients,
             loss=loss,
             seed=seed,
+            row_samples=row_samples,
         )
         run.all(progress)
     return Statistics(
@@ -86,6 +91,7 @@ def capture_blocks(
         logits=torch.empty(0, run.frequent.classes),
         labels=run.frequent.labels(),
         pooled={},
+        energies=run.energies_in(candidates),
     )
 
 
@@ -103,6 +109,7 @@ class _Run:
         gradients: bool,
         loss: bool,
         seed: int,
+        row_samples: int,
     ) -> None:
         self._model, self._batches, self._forward = model, batches, forward
         self._chain, self._fisher, self._loss = chain, gradients, loss
@@ -116,6 +123,8 @@ class _Run:
         self.layers = SpilledLayers(spill, candidates)
         self._gradients = HiddenStates(spill.path / "gradients", forward.device)
         self._scales: dict[int, float] = {}
+        self._row_samples = row_samples if gradients else 0
+        self._energies: list[RowEnergies] = []
 
     @property
     def _back(self) -> bool:
@@ -128,8 +137,11 @@ class _Run:
         total = len(steps)
         states: list[HiddenStates] = [self._states(0)]
         entering = self._watch(self._before)
+        samples = 0
         for index, (inputs, labels) in enumerate(self._batches):
             assert labels is not None
+            kept_energies(self._energies, samples < self._row_samples)
+            samples += len(labels)
             entering.begin(inputs, self.frequent.of(labels))
             with torch.no_grad(), entering.attached():
                 states[0].put(index, self._chain.enter(partial(self._forward, self._model, inputs)))
@@ -151,6 +163,16 @@ class _Run:
         if self._back and self._before.layers:
             self._step_back(self._before, None, self._enter)
 
+    def energies_in(self, candidates: Candidates) -> tuple[RowEnergies, ...]:
+        """Return the energies of each batch's rows, in the order of the candidates."""
+        return tuple(
+            {name: found[name] for name in candidates.layers if name in found}
+            for found in self._energies
+        )
+
+    def _energies_of(self, index: int) -> RowEnergies | None:
+        return self._energies[index] if index < len(self._energies) else None
+
     def _onward(self, block: int, before: HiddenStates, after: HiddenStates) -> None:
         """Run all batches through a block; measure it too where nothing comes back."""
         part = self._blocks[block] if not self._back else self._blocks[block].only(())
@@ -170,6 +192,7 @@ class _Run:
             assert labels is not None
             leaf = states.get(index).requires_grad_(self._back)
             watch.begin(inputs, self.frequent.of(labels))
+            watch.energies = self._energies_of(index)
             with torch.set_grad_enabled(self._back), watch.attached():
                 hidden = self._exit(inputs, leaf)
             gradient = self._head.gradient(hidden.detach(), labels)
@@ -193,6 +216,7 @@ class _Run:
                 leaf.requires_grad_()
                 watch.begin(inputs, self.frequent.of(labels))
                 watch.gradient_scale = self._scales[index]
+                watch.energies = self._energies_of(index)
                 output = step(inputs, leaf)
                 if output.requires_grad:
                     torch.autograd.backward(output, self._gradients.get(index))

@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from compressor.cache import Cache, Tensors
 from compressor.collapse.capture import Statistics
 from compressor.collapse.metrics import nc1_quotient
-from compressor.collapse.row_energy import BatchEnergies, batch_energies
+from compressor.collapse.row_energy import BatchEnergies
 from compressor.collapse.watch import LayerStatistics
 from compressor.evaluation.loop import Evaluation, evaluate, score
-from compressor.forward import Batches, Forward, largest_batch
+from compressor.forward import Batches, Forward, batch_length, largest_batch, token_mask
 from compressor.layers.candidates import Candidates, ConvForm
 from compressor.methods.attribution import attributed_divergence
 from compressor.methods.factorize import Decompositions, factorized
 from compressor.methods.metrics import Needs, output_metrics
 from compressor.methods.norms import NormInputs, corrected_norms, has_batch_norms, norm_inputs
 from compressor.methods.recipe import Recipe
-from compressor.methods.refit import SAMPLES, refitted
+from compressor.methods.refit import refitted
 from compressor.progress import SILENT, Progress
 from compressor.tokens import TokenForward
 
@@ -132,16 +132,13 @@ class Measurement:
 
     @cached_property
     def batch_energies(self) -> tuple[BatchEnergies, ...]:
-        """How much the predictions depend on each row of the calibration batches."""
+        """How much the predictions depend on each row of the first calibration batches."""
         if self._origin is not None:
             return self._origin.batch_energies
-        return batch_energies(
-            self.model,
-            self.candidates.layers,
-            self.calibration,
-            forward=self.forward,
-            samples=SAMPLES,
-            seed=self.seed,
+        energies = () if self.statistics is None else self.statistics.energies
+        return tuple(
+            BatchEnergies(batch_length(inputs), token_mask(inputs), found)
+            for (inputs, _), found in zip(self.calibration, energies, strict=False)
         )
 
     @cached_property
