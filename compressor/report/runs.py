@@ -16,7 +16,7 @@ from compressor.report.figures import MISSING, count, nats, percent, points, sho
 from compressor.report.named_table import NamedTable
 from compressor.report.pages import fill
 from compressor.report.verdict import verdict
-from compressor.schema import REPORT_VERSION, Report, Strict
+from compressor.schema import REPORT_FILE, REPORT_VERSION, Report, Strict
 
 
 class ComparedRun(Strict):
@@ -53,7 +53,7 @@ def read_report(directory: Path) -> Report:
         UsageError: If there is none.
         CheckpointError: If it does not follow the schema; the message names the key.
     """
-    path = directory / "report.json" if directory.is_dir() else directory
+    path = directory / REPORT_FILE if directory.is_dir() else directory
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
