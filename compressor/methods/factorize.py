@@ -96,7 +96,7 @@ class Decompositions:
 
     def _spilled(self, name: str, recipe: Recipe, spill: SpillDirectory) -> Truncation:
         """Return a decomposition that is kept on disk, as the statistics are."""
-        key = f"{name} in {recipe.metric}, {recipe.alpha}"
+        key = f"{name} as {self._layers[name].kind} in {recipe.metric}, {recipe.alpha}"
         if key not in spill:
             spill.write(key, _state_of(self._made(name, recipe)))
         return _truncation_of(spill.read(key), self._weight(name).device)

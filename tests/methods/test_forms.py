@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import compressor
+from compressor.collapse.spill import SpillDirectory, SpilledLayers
 from compressor.collapse.state import state_of, statistics_of
 from compressor.errors import LayerError, UsageError
 from compressor.evaluation.flops import count_flops
@@ -21,9 +22,9 @@ from compressor.layers.lowrank import LowRankConv2d, LowRankSpatialConv2d, lowra
 from compressor.layers.search import find_candidates
 from compressor.methods.allocation import ALLOCATORS, Options
 from compressor.methods.budget import parse_budget
-from compressor.methods.decompose import weighted_error
-from compressor.methods.factorize import truncated_separably
-from compressor.methods.forms import chosen_forms, union
+from compressor.methods.decompose import Decomposition, weighted_error
+from compressor.methods.factorize import Decompositions, truncated_separably
+from compressor.methods.forms import chosen_forms, most_frequent, union
 from compressor.methods.metrics import METRICS, Metric
 from compressor.methods.plan import read_plan
 from compressor.methods.recipe import Recipe
@@ -188,6 +189,24 @@ def test_form_and_rank_are_the_best_of_all(share):
     assert set(chosen) == set(names)
     assert chosen["across"] == SPATIAL  # its kernels are separable, as built
     assert best_loss(chosen) <= 1.02 * min(best_loss(kinds) for kinds in every)
+
+
+def test_of_forms_that_are_equally_frequent_the_first_is_taken():
+    assert most_frequent([SPATIAL, "conv2d", "conv2d", SPATIAL]) == SPATIAL
+    assert most_frequent(["conv2d", SPATIAL]) == "conv2d"
+    assert most_frequent(["conv2d", SPATIAL, SPATIAL]) == SPATIAL
+
+
+def test_decompositions_on_disk_know_their_form():
+    candidates = found().candidates
+    spilled = SpilledLayers(SpillDirectory(torch.device("cpu")), candidates)
+    spilled.add(found().statistics.layers)
+    made, recipe = Decompositions(model(), candidates.layers, spilled), Recipe(metric="fisher")
+    first = made.get("across", recipe).decomposition
+    other = made.of(candidates.in_forms({"across": SPATIAL}).layers)
+    second = other.get("across", recipe).decomposition
+    assert isinstance(first, Decomposition)
+    assert isinstance(second, SeparableDecomposition)
 
 
 def test_a_plan_replays_its_forms_exactly(tmp_path):
