@@ -21,7 +21,7 @@ from compressor.methods.decompose import Decomposition
 from compressor.methods.lookup import truncated_lookup
 from compressor.methods.metrics import METRICS, Truncate, Truncation
 from compressor.methods.recipe import Recipe
-from compressor.methods.separable import SeparableDecomposition, decompose_separable
+from compressor.methods.separable import SeparableDecomposition, decompose_separable, ridged
 
 
 class Decompositions:
@@ -148,9 +148,10 @@ def truncated_separably(metric: str, layer: Candidate) -> Truncate:
 
     def truncate(weight: Tensor, statistics: LayerStatistics | None, recipe: Recipe) -> Truncation:
         found = sides(weight, statistics, recipe)
+        inputs = None if found.inputs is None else ridged(found.inputs)
         return Truncation(
             decompose_separable(
-                weight, layer.taps, found.inputs, found.outputs, most=layer.break_even_rank
+                weight, layer.taps, inputs, found.outputs, most=layer.break_even_rank
             ),
             found.mean,
         )
