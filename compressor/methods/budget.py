@@ -260,10 +260,16 @@ def _together(
 def _unreachable(
     budget: Budget, constraint: Constraint, floor: float, candidates: Candidates, multiple: int
 ) -> str:
-    outside = candidates.parameters - candidates.layer_parameters
     steps = "" if multiple == 1 else f" (Ranks are multiples of {multiple} here.)"
+    refusal = f"The budget {budget} cannot be met.{_reach(budget, constraint, floor)}{steps}"
+    if budget.kind == "latency":
+        return (
+            f"{refusal} That takes every layer at its fastest, of the ranks that were timed, and "
+            "what cannot be factorized."
+        )
+    outside = candidates.parameters - candidates.layer_parameters
     return (
-        f"The budget {budget} cannot be met.{_reach(budget, constraint, floor)}{steps} Outside the "
+        f"{refusal} Outside the "
         f"{len(candidates.layers)} layers that can be factorized lie {outside:,} of "
         f"{candidates.parameters:,} parameters (embeddings, heads, norms, biases); `compressor "
         "inspect` lists why each layer is left dense, and --include takes more of them."
