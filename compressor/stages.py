@@ -17,6 +17,7 @@ from compressor.forward import (
     Batches,
     Forward,
     batch_length,
+    default_device,
     fitted,
     largest_batch,
     repeated,
@@ -27,7 +28,7 @@ from compressor.layers.candidates import ConvForm
 from compressor.layers.unfusing import unfused
 from compressor.methods.budget import granted, liked_by_all, parse_budget
 from compressor.methods.forms import chosen_forms
-from compressor.methods.measurement import Measurement, default_device, hold_out
+from compressor.methods.measurement import Measurement, hold_out
 from compressor.methods.method import METHODS, conv_form_of
 from compressor.methods.output_error import check_output_errors
 from compressor.methods.pace import keep_pace

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-import torch
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 from torch import Tensor, nn
 
@@ -331,8 +330,3 @@ def hold_out(batches: Batches, *, every: int = 4) -> tuple[Batches, Batches | No
     held = kept[every - 1 :: every]
     rest = [batch for index, batch in enumerate(kept) if index % every != every - 1]
     return rest, held or None
-
-
-def default_device(model: nn.Module) -> torch.device:
-    """Return where the model's first parameter lies, the CPU where it has none."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
