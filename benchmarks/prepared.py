@@ -27,11 +27,11 @@ from compressor.collapse.watch import LayerStatistics
 from compressor.data import load_data
 from compressor.evaluation.loop import Evaluation, evaluate
 from compressor.fingerprint import hash_of, hash_of_weights
-from compressor.forward import Forward
+from compressor.forward import Forward, default_device
 from compressor.gathering import gather
 from compressor.layers.candidates import Candidate
 from compressor.methods.factorize import Decompositions
-from compressor.methods.measurement import Measurement, default_device
+from compressor.methods.measurement import Measurement
 from compressor.methods.metrics import Needs, Truncation
 from compressor.methods.recipe import Recipe
 from compressor.methods.sharing import label
@@ -282,7 +282,8 @@ def _joined(first: Measurement, second: Measurement) -> Measurement:
         )
         for name, known in first.layers.items()
     }
-    return replace(first, statistics=replace(first.statistics, layers=layers))
+    energies = first.statistics.energies or second.statistics.energies
+    return replace(first, statistics=replace(first.statistics, layers=layers, energies=energies))
 
 
 def _perplexities(dense: Evaluation, found: Evaluation) -> dict[str, float]:

@@ -38,7 +38,6 @@ OUT = Path(__file__).parents[1] / "docs" / "benchmarks"
 VERSIONS = ("compressor", "torch", "transformers", "timm", "numpy")
 
 DEFAULT_ALONE = (
-    "collapse/row_energy.py",
     "methods/attribution.py",
     "methods/forms.py",
     "methods/guided.py",

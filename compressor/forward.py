@@ -200,3 +200,8 @@ def token_mask(inputs: Inputs) -> Tensor | None:
         if mask is not None and mask.ndim == 2:
             return mask
     return None
+
+
+def default_device(model: nn.Module) -> torch.device:
+    """Return where the model's first parameter lies, the CPU where it has none."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -17,7 +17,8 @@ from compressor.collapse.clusters import cluster_labels
 from compressor.collapse.token_capture import capture_tokens
 from compressor.errors import DataError, ModelError
 from compressor.forward import Batches, Forward, Inputs
-from compressor.layers.candidates import Candidates, ConvForm, find_candidates
+from compressor.layers.candidates import Candidates, ConvForm
+from compressor.layers.search import find_candidates
 from compressor.progress import Progress
 from compressor.tokens import TokenForward
 
@@ -66,6 +67,7 @@ def gather(
     loss: bool = False,
     seed: int,
     probe: Inputs | None = None,
+    row_samples: int = 0,
     progress: Progress,
 ) -> Statistics:
     """Run the measuring pass, clustering first where the batches carry no labels.
@@ -82,6 +84,7 @@ def gather(
             gradients=gradients,
             loss=loss,
             seed=seed,
+            row_samples=row_samples,
             progress=progress,
         )
     if isinstance(forward, TokenForward):
@@ -93,6 +96,7 @@ def gather(
             gradients=gradients,
             loss=loss,
             seed=seed,
+            row_samples=row_samples,
             progress=progress,
             total=count(batches),
         )
@@ -114,6 +118,7 @@ def gather(
         gradients=gradients,
         loss=loss,
         seed=seed,
+        row_samples=row_samples,
         progress=progress,
         total=count(batches),
         clustered=clustered,

@@ -59,7 +59,12 @@ def explained(error: ValidationError) -> str:
     """Return the first problem of a validation, with the key it is at."""
     problem = error.errors(include_url=False, include_input=False)[0]
     key = ".".join(str(part) for part in problem["loc"]) or "(top)"
-    return f"key {key}: {problem['msg']}."
+    return f"key {key}: {said(problem['msg'])}."
+
+
+def said(message: str) -> str:
+    """Return what a validator of our own says, without what pydantic puts before it."""
+    return message.removeprefix("Value error, ")
 
 
 def validated(

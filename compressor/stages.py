@@ -17,6 +17,7 @@ from compressor.forward import (
     Batches,
     Forward,
     batch_length,
+    default_device,
     fitted,
     largest_batch,
     repeated,
@@ -27,13 +28,14 @@ from compressor.layers.candidates import ConvForm
 from compressor.layers.unfusing import unfused
 from compressor.methods.budget import granted, liked_by_all, parse_budget
 from compressor.methods.forms import chosen_forms
-from compressor.methods.measurement import Measurement, default_device, hold_out
+from compressor.methods.measurement import Measurement, hold_out
 from compressor.methods.method import METHODS, conv_form_of
 from compressor.methods.output_error import check_output_errors
 from compressor.methods.pace import keep_pace
 from compressor.methods.plan import Plan, check_against, planned_layers
 from compressor.methods.promise import decide_again, keep_promises
 from compressor.methods.recipe import Recipe
+from compressor.methods.refit import SAMPLES, can_refit
 from compressor.methods.subject import Subject
 from compressor.progress import SILENT, Progress
 from compressor.schema import Pace, Trial
@@ -141,6 +143,7 @@ def measure(
                 loss=needs == "loss",
                 seed=seed,
                 probe=probe if blockwise else None,
+                row_samples=SAMPLES if can_refit(candidates.layers) else 0,
                 progress=progress,
             )
 

@@ -123,15 +123,6 @@ def backbone(model: nn.Module) -> nn.Module | None:
     return None if decoder is model else decoder
 
 
-def before_head(model: nn.Module, name: str) -> bool:
-    """Return whether a module has a part in the last hidden state, and not in the head alone."""
-    found, wanted = backbone(model), model.get_submodule(name)
-    if found is None:
-        return True
-    parts = (found, encoder(model))
-    return any(part is not None and any(m is wanted for m in part.modules()) for part in parts)
-
-
 def encoder(model: nn.Module) -> nn.Module | None:
     """Return the encoder of an encoder-decoder, None of other models."""
     if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):

@@ -8,7 +8,7 @@ import torch
 from benchmarks import cost
 from benchmarks.cost_page import STAGES, Row, growth, page
 from benchmarks.synthetic import Size, batches, network
-from compressor.layers.candidates import find_candidates
+from compressor.layers.search import find_candidates
 
 
 @pytest.mark.slow

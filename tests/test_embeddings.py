@@ -11,7 +11,7 @@ from safetensors import safe_open
 import compressor
 from compressor.collapse.capture import fisher_gradient
 from compressor.collapse.token_capture import capture_tokens
-from compressor.layers.candidates import find_candidates
+from compressor.layers.search import find_candidates
 from compressor.methods.factorize import Decompositions, factorized
 from compressor.methods.lookup import SMOOTHING, truncated_lookup
 from compressor.methods.recipe import Recipe

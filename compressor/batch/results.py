@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from compressor.batch.schema import JobResult
 from compressor.checkpoint.save import write_file
-from compressor.schema import ModelFigures, Report
+from compressor.schema import REPORT_FILE, ModelFigures, Report
 
 JSONL = "results.jsonl"
 CSV = "results.csv"
@@ -97,7 +97,7 @@ class Results:
 def report_in(directory: Path) -> Report | None:
     """Return the report of a directory that compress wrote; None if there is none."""
     try:
-        return Report.model_validate_json((directory / "report.json").read_text(encoding="utf-8"))
+        return Report.model_validate_json((directory / REPORT_FILE).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValidationError):
         return None
 

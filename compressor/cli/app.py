@@ -166,7 +166,8 @@ def _fail_call(error: Any) -> int:
         hint = f"Did you mean {nearest[0]}?" if nearest else f"See: {context.command_path} --help"
         message = f"{context.command_path} has no option {wrong}. {hint}"
     elif context is not None:
-        message = f"{message.rstrip('.')}. See: {context.command_path} --help"
+        end = "" if message.endswith(("?", ".")) else "."
+        message = f"{message}{end} See: {context.command_path} --help"
     return _fail(message, code=int(error.exit_code), debug=False)
 
 

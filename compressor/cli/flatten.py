@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from compressor.cli.options import GROUPS, PANELS
 from compressor.errors import UsageError
+from compressor.jsonfile import said
 
 
 @dataclass(frozen=True)
@@ -140,4 +141,4 @@ def _join(settings: type[BaseModel], values: Mapping[str, Any]) -> Any:
     except ValidationError as error:
         problem = error.errors()[0]
         option = "--" + str(problem["loc"][0]).replace("_", "-")
-        raise UsageError(f"{option}: {problem['msg']}, found {problem['input']!r}") from error
+        raise UsageError(f"{option}: {said(problem['msg'])}, found {problem['input']!r}") from error

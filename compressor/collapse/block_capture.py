@@ -23,11 +23,13 @@ from compressor.collapse.capture import (
     Statistics,
     centred_moments,
     frozen,
+    kept_energies,
     loss_moments,
 )
 from compressor.collapse.chain import Chain, uncached
 from compressor.collapse.journal import Journal
 from compressor.collapse.residency import IN_MEMORY, Residency
+from compressor.collapse.row_energy import RowEnergies
 from compressor.collapse.spill import HiddenStates, SpillDirectory, SpilledLayers
 from compressor.collapse.token_capture import FrequentTokens, WatchedHead, by_head
 from compressor.collapse.watch import Watch
@@ -53,6 +55,7 @@ def capture_blocks(
     residency: Residency = IN_MEMORY,
     kept: Path | None = None,
     progress: Progress = SILENT,
+    row_samples: int = 0,
 ) -> Statistics:
     """Gather what `capture_tokens` gathers, block by block; the statistics lie on disk.
 
@@ -70,6 +73,8 @@ def capture_blocks(
             part that it finished; None takes one that is gone with the statistics. It has to be
             of the same model, batches and arguments.
         progress: Told of each part.
+        row_samples: As `compressor.collapse.capture.capture` takes it; a run that is taken up has
+            none.
 
     Raises:
         ValueError: If both ``gradients`` and ``loss`` are asked for.
@@ -91,6 +96,7 @@ def capture_blocks(
             seed=seed,
             residency=residency,
             kept=kept,
+            row_samples=row_samples,
         )
         run.all(progress)
     return Statistics(
@@ -98,6 +104,7 @@ def capture_blocks(
         logits=torch.empty(0, run.frequent.classes),
         labels=run.frequent.labels(),
         pooled={},
+        energies=run.energies_in(candidates),
     )
 
 
@@ -120,6 +127,7 @@ class _Run:
         seed: int,
         residency: Residency,
         kept: Path | None,
+        row_samples: int,
     ) -> None:
         self._model, self._batches, self._forward = model, batches, forward
         self._chain, self._fisher, self._loss = chain, gradients, loss
@@ -131,6 +139,8 @@ class _Run:
         self.layers = SpilledLayers(spill, candidates)
         self._files: dict[str, HiddenStates] = {}
         self._scales: dict[int, float] = {}
+        self._row_samples = row_samples if gradients else 0
+        self._energies: list[RowEnergies] = []
         self._journal = Journal(None if kept is None else kept / "journal.json")
         self._take_up(self._journal.state)
 
@@ -165,6 +175,16 @@ class _Run:
         if self._before.layers:
             yield "back to the beginning", self._back_to_the_beginning
 
+    def energies_in(self, candidates: Candidates) -> tuple[RowEnergies, ...]:
+        """Return the energies of each batch's rows, in the order of the candidates."""
+        return tuple(
+            {name: found[name] for name in candidates.layers if name in found}
+            for found in self._energies
+        )
+
+    def _energies_of(self, index: int) -> RowEnergies | None:
+        return self._energies[index] if index < len(self._energies) else None
+
     def _state(self) -> dict[str, object]:
         """Return what a killed run has to know to go on, as plain data."""
         return {
@@ -188,8 +208,11 @@ class _Run:
         made = self._begun("hidden-0")
         with self._residency.before():
             watch = self._watch(self._before if not self._back else self._before.only(()))
+            samples = 0
             for index, (inputs, labels) in enumerate(self._batches):
                 assert labels is not None
+                kept_energies(self._energies, samples < self._row_samples)
+                samples += len(labels)
                 watch.begin(inputs, self.frequent.of(labels))
                 with torch.no_grad(), watch.attached():
                     made.put(index, self._chain.enter(partial(self._forward, self._model, inputs)))
@@ -231,6 +254,7 @@ class _Run:
                 assert labels is not None
                 leaf = states.get(index).requires_grad_(self._back)
                 watch.begin(inputs, self.frequent.of(labels))
+                watch.energies = self._energies_of(index)
                 with torch.set_grad_enabled(self._back), watch.attached():
                     hidden = self._exit(inputs, leaf)
                 gradient = head.gradient(hidden.detach(), labels)
@@ -283,6 +307,7 @@ class _Run:
                 leaf.requires_grad_()
                 watch.begin(inputs, self.frequent.of(labels))
                 watch.gradient_scale = self._scales[index]
+                watch.energies = self._energies_of(index)
                 output = step(inputs, leaf)
                 if output.requires_grad:
                     torch.autograd.backward(output, above.get(index))

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from compressor.collapse.fisher import FisherMoments
 from compressor.collapse.loss import LossMoments
+from compressor.collapse.row_energy import RowEnergies, from_named, named
 from compressor.collapse.watch import LayerStatistics, Watch
+from compressor.distributed import Group
 from compressor.errors import DataError
 from compressor.forward import Batches, Forward
 from compressor.layers.candidates import Candidates
@@ -49,6 +51,8 @@ class Statistics:
         labels: Label [N] of each calibration sample.
         pooled: Mean input row [N, n] of each sample by group, float32 on the CPU.
         clustered: Whether the labels are k-means clusters, for want of given ones.
+        energies: How much the predictions depend on each output row of the first batches, as far
+            as that was asked for; embeddings have no such rows.
     """
 
     layers: Mapping[str, LayerStatistics]
@@ -56,6 +60,7 @@ class Statistics:
     labels: Tensor
     pooled: dict[str, Tensor] = field(repr=False)
     clustered: bool = False
+    energies: tuple[RowEnergies, ...] = field(default=(), repr=False)
 
 
 def capture(
@@ -71,6 +76,7 @@ def capture(
     progress: Progress = SILENT,
     total: int | None = None,
     clustered: bool = False,
+    row_samples: int = 0,
 ) -> Statistics:
     """Run the dense model over labelled batches and gather statistics for every candidate.
 
@@ -95,6 +101,8 @@ def capture(
         progress: Told of each batch.
         total: Number of batches, for the progress estimate.
         clustered: Whether the labels are k-means clusters.
+        row_samples: Energies of single rows are kept of whole batches until this many samples are
+            reached; none without ``gradients``.
 
     Raises:
         ValueError: If both ``gradients`` and ``loss`` are asked for: a pass has one backward.
@@ -111,10 +119,13 @@ def capture(
     generator, group = torch.Generator(), forward.group
     logits_seen: list[Tensor | int] = []
     labels_seen: list[Tensor] = []
+    energies: list[RowEnergies] = []
+    row_samples = row_samples if gradients else 0
     with frozen(model), watch.attached():
         steps = progress.track(batches, description="measure", total=total)
         for index, (inputs, labels) in enumerate(steps):
             known = _checked_labels(labels, classes)
+            watch.energies = kept_energies(energies, sum(map(len, labels_seen)) < row_samples)
             labels_seen.append(known.cpu())
             if not group.takes(index):
                 watch.skip(len(known))
@@ -141,6 +152,23 @@ def capture(
         labels=torch.cat(labels_seen),
         pooled=watch.pooled(),
         clustered=clustered,
+        energies=told_energies(energies, group),
+    )
+
+
+def kept_energies(found: list[RowEnergies], wanted: bool) -> RowEnergies | None:
+    """Return a place at the list's end for a batch's energies; None where they are not wanted."""
+    if not wanted:
+        return None
+    found.append({})
+    return found[-1]
+
+
+def told_energies(found: list[RowEnergies], group: Group) -> tuple[RowEnergies, ...]:
+    """Return the energies of all batches, each of them noted by the process that took it."""
+    return tuple(
+        from_named(group.given(named(energies), by=index % group.size) or {})
+        for index, energies in enumerate(found)
     )
 
 

@@ -11,6 +11,7 @@ from compressor.collapse.capture import Statistics
 from compressor.collapse.fisher import KroneckerFisher, RowFactors
 from compressor.collapse.loss import LossGradient
 from compressor.collapse.moments import ClassMoments
+from compressor.collapse.row_energy import RowEnergies, from_named, named
 from compressor.collapse.watch import LayerStatistics, with_heads
 from compressor.layers.candidates import Candidate, Candidates
 
@@ -26,6 +27,8 @@ def state_of(statistics: Statistics) -> dict[str, Tensor]:
     }
     for group, rows in statistics.pooled.items():
         state[f"pooled/{group}"] = rows
+    for index, energies in enumerate(statistics.energies):
+        state |= _named(f"energies/{index}", named(energies))
     heads = {f.head.layer.name: f.head for f in statistics.layers.values() if f.head is not None}
     for name, found in {**statistics.layers, **heads}.items():
         group = name if found.counts is not None else found.layer.group
@@ -111,6 +114,7 @@ def statistics_of(
             if name.startswith("pooled/")
         },
         clustered=bool(state["clustered"]),
+        energies=_energies(state),
     )
 
 
@@ -125,6 +129,15 @@ def _named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _whole(factors: KroneckerFisher | RowFactors) -> dict[str, Tensor]:
     return {} if factors.far is None else {"far": factors.far}
+
+
+def _energies(state: Mapping[str, Tensor]) -> tuple[RowEnergies, ...]:
+    batches: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in state.items():
+        if key.startswith("energies/"):
+            _, index, name = key.split("/", 2)
+            batches.setdefault(int(index), {})[name] = tensor
+    return tuple(from_named(batches[index]) for index in sorted(batches))
 
 
 def _moments(state: Mapping[str, Tensor], prefix: str, device: torch.device) -> ClassMoments:

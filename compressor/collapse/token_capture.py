@@ -30,9 +30,11 @@ from compressor.collapse.capture import (
     fisher_gradient,
     fisher_moments,
     frozen,
+    kept_energies,
     loss_gradient,
     loss_moments,
 )
+from compressor.collapse.row_energy import RowEnergies
 from compressor.collapse.watch import LayerStatistics, Watch, with_heads
 from compressor.errors import DataError
 from compressor.forward import Batch, Batches
@@ -107,6 +109,7 @@ def capture_tokens(
     seed: int = 0,
     progress: Progress = SILENT,
     total: int | None = None,
+    row_samples: int = 0,
 ) -> Statistics:
     """Run the dense model over windows of tokens and gather statistics for every candidate.
 
@@ -124,6 +127,7 @@ def capture_tokens(
         seed: Seed of the random signs.
         progress: Told of each batch.
         total: Number of batches, for the progress estimate.
+        row_samples: As `compressor.collapse.capture.capture` takes it.
 
     Returns:
         Statistics without logits and pooled rows, which a window does not have.
@@ -146,9 +150,13 @@ def capture_tokens(
     head = WatchedHead(
         model, outside, frequent, forward.device, gradients=gradients, loss=loss, seed=seed
     )
+    energies: list[RowEnergies] = []
+    row_samples, seen = row_samples if gradients else 0, 0
     with frozen(model), watch.attached():
         for inputs, labels in progress.track(batches, description="measure", total=total):
             assert labels is not None
+            watch.energies = kept_energies(energies, seen < row_samples)
+            seen += len(labels)
             watch.begin(inputs, frequent.of(labels))
             with torch.set_grad_enabled(gradients or loss):
                 hidden = forward(model, inputs)
@@ -162,23 +170,8 @@ def capture_tokens(
         logits=torch.empty(0, frequent.classes),
         labels=frequent.labels(),
         pooled={},
+        energies=tuple(energies),
     )
-
-
-def drawn_gradient(head: Head, hidden: Tensor, generator: torch.Generator) -> Tensor:
-    """Return random gradients at the last hidden state [B, T, D], drawn as for the Fisher.
-
-    Every position predicts; logits are made in chunks.
-    """
-    rows = hidden.detach().flatten(0, 1)
-    found = torch.empty_like(rows)
-    for part in head.chunks(rows):
-        with torch.enable_grad():
-            leaf = rows[part].clone().requires_grad_()
-            logits = head(leaf)
-        drawn = fisher_gradient(logits, generator).to(logits.dtype)
-        (found[part],) = torch.autograd.grad(logits, leaf, drawn)
-    return found.view_as(hidden)
 
 
 def by_head(model: nn.Module, candidates: Candidates) -> tuple[Candidates, Candidates]:

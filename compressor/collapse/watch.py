@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from compressor.collapse.fisher import FisherMoments, KroneckerFisher
 from compressor.collapse.loss import LossGradient, LossMoments
 from compressor.collapse.moments import ClassMoments
+from compressor.collapse.row_energy import RowEnergies
 from compressor.distributed import ALONE, Group
 from compressor.errors import LayerError
 from compressor.forward import Inputs, token_mask
@@ -71,6 +72,9 @@ class Watch:
         rest: Whether the last class gathers rows that belong to no class. Labels are then of each
             position, [B, T], and rows of another length (an encoder's) belong to the rest.
         means_only: Gather nothing but the class means of inputs.
+
+    Attributes:
+        energies: Where the batch's gradients are noted, of each output row its ‖δ‖²; None: nowhere.
     """
 
     def __init__(
@@ -91,6 +95,7 @@ class Watch:
         self.fisher: dict[str, FisherMoments] = {}
         self.loss: dict[str, LossMoments] = {}
         self.gradient_scale = 1.0
+        self.energies: RowEnergies | None = None
         self._followed: Counter[str] = Counter()
         self._met: dict[str, list[tuple[Tensor, ...]]] = {}
         tables = {name for name, layer in candidates.layers.items() if _looks_up(layer)}
@@ -264,8 +269,10 @@ class Watch:
         # The hook must not hold the output that it hangs on: such a circle is never freed.
         looked_up = output.detach() if kind.lookup else None
         self._followed[layer.name] += 1
+        note = self._noting(layer, kind, module, output)
 
         def gradient_hook(gradient: Tensor) -> None:
+            note(gradient)
             met = self._met.setdefault(layer.name, [])
             if looked_up is not None:
                 met.append(self._looked_up(kind, module, held, gradient, looked_up))
@@ -289,6 +296,25 @@ class Watch:
         leaf: Any = output.detach().requires_grad_()
         leaf.register_hook(gradient_hook)
         return cast(Tensor, leaf.clone())
+
+    def _noting(
+        self, layer: Candidate, kind: LayerKind, module: nn.Module, output: Tensor
+    ) -> Callable[[Tensor], None]:
+        """Return what notes the energies of a call's rows from the gradient at its output."""
+        if self.energies is None or kind.lookup:
+            return lambda gradient: None
+        samples = len(self._labels)
+        calls = self.energies.setdefault(layer.name, [])
+        number = len(calls)
+        shape = kind.output_rows(module, output.detach(), samples).shape[:2]
+        # Zero it stays where the call has no part in the logits.
+        calls.append(torch.zeros(shape, dtype=torch.float64))
+
+        def note(gradient: Tensor) -> None:
+            found = kind.output_rows(module, gradient, samples).float().square().sum(-1)
+            calls[number] = found.cpu().double() * self.gradient_scale**2
+
+        return note
 
     def _add(self, name: str, moments: FisherMoments | LossMoments) -> None:
         """Add the batch's gradients at a layer, those of all its calls together.

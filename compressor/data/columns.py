@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from compressor.errors import DataError
+from compressor.errors import DataError, UsageError
 
 ColumnKind = Literal["text", "image", "class", "integer", "other"]
 
@@ -23,12 +23,14 @@ class Column:
         kind: ``class`` has its own class names; ``integer`` holds whole numbers, also as text.
         distinct: Number of different values among the rows looked at.
         rows: Number of rows looked at.
+        holds_its_name: Whether one of the values is the header's own.
     """
 
     name: str
     kind: ColumnKind
     distinct: int
     rows: int
+    holds_its_name: bool = False
 
     @property
     def repeats(self) -> bool:
@@ -65,14 +67,36 @@ def choose_columns(
 
     Raises:
         DataError: If a named column is missing or the choice is not clear; the message lists the
-            columns.
+            columns. Or if the header of the label column, unless it was named, is a label too: then
+            the first line is a row.
     """
-    for option, named in (("--text-column", text_column), ("--label-column", label_column)):
+    for option, named in _options(text_column, label_column):
         if named is not None and named not in {column.name for column in columns}:
             raise DataError(f"{where}: no column {named!r} ({option}). {_listed(columns)}")
     label = label_column or _label(columns, text_column, where)
+    if label_column is None and any(c.name == label and c.holds_its_name for c in columns):
+        raise DataError(
+            f"{where}: the first line looks like a row and no header: {label!r}, its name for the "
+            "column of labels, is a label too. Add a line with the columns' names (text, label); "
+            f"if it is a header, say so: --label-column {label}."
+        )
     sample = text_column or _sample(columns, label, where)
     return Chosen(sample, label)
+
+
+def refuse_columns(where: str, *, text_column: str | None, label_column: str | None) -> None:
+    """Refuse names of columns for data that has none.
+
+    Raises:
+        UsageError: If any was named.
+    """
+    for option, named in _options(text_column, label_column):
+        if named is not None:
+            raise UsageError(f"{where} has no columns: leave out {option} {named}.")
+
+
+def _options(text_column: str | None, label_column: str | None) -> list[tuple[str, str | None]]:
+    return [("--text-column", text_column), ("--label-column", label_column)]
 
 
 def _label(columns: Sequence[Column], text_column: str | None, where: str) -> str | None:

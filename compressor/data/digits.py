@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from compressor.data.columns import refuse_columns
 from compressor.data.labelled import DATA_SOURCES, RawSplit
 from compressor.errors import DataError
 from compressor.settings import DataSettings
@@ -33,15 +34,18 @@ class DigitsSource:
         return reference.startswith("sklearn:")
 
     def read(self, reference: str, options: DataSettings) -> Mapping[str, RawSplit]:
-        """Return the fixed training and test splits; the options do not change them.
+        """Return the fixed training and test splits; no option changes them.
 
         Raises:
             DataError: If another data set of scikit-learn is named.
+            UsageError: If a column is.
         """
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
 
-        del options
+        refuse_columns(
+            reference, text_column=options.text_column, label_column=options.label_column
+        )
         if reference != REFERENCE:
             raise DataError(f"{reference} is not read; of scikit-learn's data only {REFERENCE} is.")
         images, labels = load_digits(return_X_y=True)  # [1797, 64] in 0…16, [1797]

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from compressor.data.columns import refuse_columns
 from compressor.data.labelled import DATA_SOURCES, RawSplit
 from compressor.data.rows import split_named
 from compressor.errors import DataError
@@ -33,8 +34,11 @@ class ImageFolderSource:
 
         Raises:
             DataError: If there are no images.
+            UsageError: If a column is named.
         """
-        del options
+        refuse_columns(
+            reference, text_column=options.text_column, label_column=options.label_column
+        )
         root = Path(reference)
         named = {folder: split_named(folder.name) for folder in _folders(root)}
         splits: dict[str, RawSplit] = {}

@@ -13,12 +13,27 @@ from compressor.data.hashing import content_digest, split_hash
 from compressor.data.preprocessing import UnreadableImageError, check_transform, decode
 from compressor.data.reading import Drawn, ReadSplit, note_skipped
 from compressor.errors import DataError
+from compressor.forward import default_device
 from compressor.models.source import LoadedModel
 from compressor.progress import Progress
 
 DEFAULT_BATCH_SIZE = 64
+
+PIXELS_ON_CPU = 8 * 224**2
+"""Pixels of a batch, at most, on a CPU: the system clears the pages of larger activations anew in
+each forward. 64 images of 224×224 through EfficientNet-Lite0, CPU-seconds: 4.3 in batches of 32,
+2.3 in batches of 8."""
+
 CACHE_BYTES = 512 * 2**20
 _CHUNK = 256
+
+
+def default_batch_size(model: LoadedModel) -> int:
+    """Return how many images a model takes at once where nobody says."""
+    if model.transform is None or default_device(model.module).type != "cpu":
+        return DEFAULT_BATCH_SIZE
+    _, height, width = model.transform.input_size
+    return min(DEFAULT_BATCH_SIZE, max(1, PIXELS_ON_CPU // (height * width)))
 
 
 class ImageReader:
@@ -29,7 +44,7 @@ class ImageReader:
 
     Args:
         model: A model with an image transform.
-        batch_size: Images a batch; None takes 64.
+        batch_size: Images a batch; None takes 64, or fewer of large ones on a CPU.
         strict: Refuse images that cannot be read instead of skipping them.
         cache_bytes: Memory for decoded images.
 
@@ -52,7 +67,7 @@ class ImageReader:
             )
         check_transform(model.transform)
         self._transform = model.transform
-        self._batch_size = batch_size or DEFAULT_BATCH_SIZE
+        self._batch_size = batch_size or default_batch_size(model)
         self._strict = strict
         self._cache_left = cache_bytes
 

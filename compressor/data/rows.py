@@ -183,16 +183,16 @@ def _columns(table: Any) -> list[Column]:
     columns = []
     for name, feature in table.features.items():
         kind: ColumnKind = "other"
-        distinct = 0
+        values: list[Any] = []
         if isinstance(feature, datasets.Image):
             kind = "image"
         elif isinstance(feature, datasets.ClassLabel) or (
             isinstance(feature, datasets.Value) and _countable(feature.dtype)
         ):
             values = head.select_columns([name])[:][name]
-            distinct = len(set(values))
             kind = _kind(feature, values)
-        columns.append(Column(name, kind, distinct, len(head)))
+        found = set(values)
+        columns.append(Column(name, kind, len(found), len(head), name in map(str, found)))
     return columns
 
 

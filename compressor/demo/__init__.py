@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from compressor.schema import REPORT_FILE
 from compressor.settings import CompressSettings, DataSettings, MethodSettings, ModelSettings
 
 MODEL = Path(__file__).parent
@@ -44,7 +45,7 @@ def demo_settings(
         data=DataSettings(data=DATA, batch_size=batch_size, limit=limit),
         method=method,
         out=DEFAULT_OUT if out is None else out,
-        overwrite=overwrite or (out is None and (DEFAULT_OUT / "report.json").is_file()),
+        overwrite=overwrite or (out is None and (DEFAULT_OUT / REPORT_FILE).is_file()),
         seed=seed,
         command=command,
     )

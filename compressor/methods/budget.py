@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import lcm
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +18,9 @@ from compressor.methods.subject import Subject
 from compressor.registry import Registry
 
 _VALUE = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-zµ%]*)\s*(?:@\s*(\S+)\s*)?")
+
+SHOWN_DIGITS = 4
+"""Significant digits that kinds show of an amount."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +215,7 @@ def granted(
 
 def liked_by_all(budgets: Sequence[Budget], subject: Subject, *, multiple: int = 1) -> int:
     """Return what ranks are multiples of: what was asked for, and what each budget asks for."""
-    return lcm(multiple, *(BUDGETS.get(budget.kind).multiple(subject) for budget in budgets))
+    return math.lcm(multiple, *(BUDGETS.get(budget.kind).multiple(subject) for budget in budgets))
 
 
 def least_cost(constraint: Constraint, candidates: Candidates, *, multiple: int = 1) -> float:
@@ -257,10 +260,16 @@ def _together(
 def _unreachable(
     budget: Budget, constraint: Constraint, floor: float, candidates: Candidates, multiple: int
 ) -> str:
-    outside = candidates.parameters - candidates.layer_parameters
     steps = "" if multiple == 1 else f" (Ranks are multiples of {multiple} here.)"
+    refusal = f"The budget {budget} cannot be met.{_reach(budget, constraint, floor)}{steps}"
+    if budget.kind == "latency":
+        return (
+            f"{refusal} That takes every layer at its fastest, of the ranks that were timed, and "
+            "what cannot be factorized."
+        )
+    outside = candidates.parameters - candidates.layer_parameters
     return (
-        f"The budget {budget} cannot be met.{_reach(budget, constraint, floor)}{steps} Outside the "
+        f"{refusal} Outside the "
         f"{len(candidates.layers)} layers that can be factorized lie {outside:,} of "
         f"{candidates.parameters:,} parameters (embeddings, heads, norms, biases); `compressor "
         "inspect` lists why each layer is left dense, and --include takes more of them."
@@ -273,4 +282,13 @@ def _reach(budget: Budget, constraint: Constraint, floor: float) -> str:
     if budget.relative:
         share = np.ceil(total / max(constraint.dense, 1e-300) * 10000) / 100
         return f" The smallest reachable share is {share:.2f} %."
-    return f" The smallest that can be reached is {BUDGETS.get(budget.kind).show(total)}."
+    amount = _rounded_up(total)
+    return f" The smallest that can be reached is {BUDGETS.get(budget.kind).show(amount)}."
+
+
+def _rounded_up(amount: float) -> float:
+    """Return the next amount of as many digits as are shown."""
+    if amount <= 0:
+        return amount
+    step = 10.0 ** (math.floor(math.log10(amount)) + 1 - SHOWN_DIGITS)
+    return math.ceil(amount / step) * step

@@ -21,7 +21,7 @@ from compressor.methods.decompose import Decomposition
 from compressor.methods.lookup import truncated_lookup
 from compressor.methods.metrics import METRICS, Truncate, Truncation
 from compressor.methods.recipe import Recipe
-from compressor.methods.separable import SeparableDecomposition, decompose_separable
+from compressor.methods.separable import SeparableDecomposition, decompose_separable, ridged
 
 
 class Decompositions:
@@ -96,7 +96,7 @@ class Decompositions:
 
     def _spilled(self, name: str, recipe: Recipe, spill: SpillDirectory) -> Truncation:
         """Return a decomposition that is kept on disk, as the statistics are."""
-        key = f"{name} in {recipe.metric}, {recipe.alpha}"
+        key = f"{name} as {self._layers[name].kind} in {recipe.metric}, {recipe.alpha}"
         if key not in spill:
             spill.write(key, _state_of(self._made(name, recipe)))
         return _truncation_of(spill.read(key), self._weight(name).device)
@@ -148,9 +148,10 @@ def truncated_separably(metric: str, layer: Candidate) -> Truncate:
 
     def truncate(weight: Tensor, statistics: LayerStatistics | None, recipe: Recipe) -> Truncation:
         found = sides(weight, statistics, recipe)
+        inputs = None if found.inputs is None else ridged(found.inputs)
         return Truncation(
             decompose_separable(
-                weight, layer.taps, found.inputs, found.outputs, most=layer.break_even_rank
+                weight, layer.taps, inputs, found.outputs, most=layer.break_even_rank
             ),
             found.mean,
         )

@@ -8,6 +8,7 @@ between the layers as it would have anyway.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -56,7 +57,7 @@ def chosen_forms(
     limits = np.minimum(*(constraints.limits for constraints in allowed))
     taken = ALLOCATORS.get("knapsack")(layers, _within_reach(layers, limits))
     return {
-        name: forms[name][taken[name]] or max(set(forms[name][:-1]), key=forms[name].count)
+        name: forms[name][taken[name]] or most_frequent(forms[name][:-1])
         for name in others
         if len(forms[name]) > 1
     }
@@ -88,6 +89,14 @@ def union(each: Sequence[Options], kinds: Sequence[str]) -> tuple[Options, list[
             kept.append(int(at))
     found = Options(np.arange(len(kept)), weights[kept], costs[:, kept], losses[kept])
     return found, [named[at] for at in kept]
+
+
+def most_frequent(kinds: Sequence[str]) -> str:
+    """Return the kind that stands there most often, of equals the first.
+
+    A set of them would be looked through in an order that every process draws anew.
+    """
+    return Counter(kinds).most_common(1)[0][0]
 
 
 def _recipe(measurement: Measurement) -> Recipe:

@@ -7,24 +7,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-import torch
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 from torch import Tensor, nn
 
 from compressor.cache import Cache, Tensors
 from compressor.collapse.capture import Statistics
 from compressor.collapse.metrics import nc1_quotient
-from compressor.collapse.row_energy import BatchEnergies, batch_energies
+from compressor.collapse.row_energy import BatchEnergies
 from compressor.collapse.watch import LayerStatistics
 from compressor.evaluation.loop import Evaluation, evaluate, score
-from compressor.forward import Batches, Forward, largest_batch
+from compressor.forward import Batches, Forward, batch_length, largest_batch, token_mask
 from compressor.layers.candidates import Candidates, ConvForm
 from compressor.methods.attribution import attributed_divergence
 from compressor.methods.factorize import Decompositions, factorized
 from compressor.methods.metrics import Needs, output_metrics
 from compressor.methods.norms import NormInputs, corrected_norms, has_batch_norms, norm_inputs
 from compressor.methods.recipe import Recipe
-from compressor.methods.refit import SAMPLES, can_refit, refitted
+from compressor.methods.refit import can_refit, refitted
 from compressor.progress import SILENT, Progress
 from compressor.tokens import TokenForward
 
@@ -132,16 +131,13 @@ class Measurement:
 
     @cached_property
     def batch_energies(self) -> tuple[BatchEnergies, ...]:
-        """How much the predictions depend on each row of the calibration batches."""
+        """How much the predictions depend on each row of the first calibration batches."""
         if self._origin is not None:
             return self._origin.batch_energies
-        return batch_energies(
-            self.model,
-            self.candidates.layers,
-            self.calibration,
-            forward=self.forward,
-            samples=SAMPLES,
-            seed=self.seed,
+        energies = () if self.statistics is None else self.statistics.energies
+        return tuple(
+            BatchEnergies(batch_length(inputs), token_mask(inputs), found)
+            for (inputs, _), found in zip(self.calibration, energies, strict=False)
         )
 
     @cached_property
@@ -339,8 +335,3 @@ def hold_out(batches: Batches, *, every: int = 4) -> tuple[Batches, Batches | No
     held = kept[every - 1 :: every]
     rest = [batch for index, batch in enumerate(kept) if index % every != every - 1]
     return rest, held or None
-
-
-def default_device(model: nn.Module) -> torch.device:
-    """Return where the model's first parameter lies, the CPU where it has none."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -88,7 +88,8 @@ def keep_promises(
     best: Decision | None = None
     first: Decision | None = None
     trials: list[Trial] = []
-    while len(trials) < TRIALS and high - low > FINEST:
+    # One at least: where no multiple is a rank below break-even, it is the dense model.
+    while not trials or (len(trials) < TRIALS and high - low > FINEST):
         share = 1.0 if constraints.members and not trials else (low + high) / 2
         within = _at_share(measurement, constraints, share)
         if recipe is None:
@@ -108,7 +109,7 @@ def keep_promises(
         if trial.kept:
             best, high = decision, min(high, share)
             measurement.keep(decision.ranks, decision.recipe, model)
-        elif share == 1.0:
+        elif share == 1.0 and constraints.members:
             return Search(decision, tuple(trials), (_broken(trial, promises),))
         else:
             low = share

@@ -79,7 +79,7 @@ def refitted(
         compressed: It, factorized, its BatchNorm statistics as they were.
         layers: The candidates by name.
         batches: Calibration batches; the labels are not looked at.
-        energies: Of the rows of the first batches, that are fitted to (`batch_energies`); layers
+        energies: Of the rows of the first batches, that are fitted to; layers
             without energies stay as they are.
         forward: How to call both models.
         metrics: Metric F [m, m] on the outputs, by layer; the identity for those without.

@@ -33,6 +33,16 @@ TOLERANCE = 1e-6
 """Residual at which they end, over the right side's norm."""
 
 
+RIDGE = 0.01
+"""λ over the mean diagonal of Σ that U is fitted in.
+
+The fit is free in every direction that no row shows, where singular directions stay with the
+weights. Five convolutions on digits, `fisher`, spatial form alone, KL on test data without and with
+it: at 40 % from 32 samples .0048, .0002; at 20 % from 24 .0021, .0008; from 64 .0006, .0005; with
+many rows the same.
+"""
+
+
 @dataclass(frozen=True)
 class SeparableDecomposition:
     """The factors in spatial form at every rank up to b, and the losses at every rank.
@@ -65,6 +75,13 @@ class SeparableDecomposition:
         upright, filters = balanced(upright, self.filters[:rank])
         up = upright.reshape(-1, taps, rank).transpose(1, 2).reshape(-1, columns)
         return up, widened(filters, taps)
+
+
+def ridged(metric: Tensor) -> Tensor:
+    """Return Σ + λI of a metric Σ [n, n] that is known by samples."""
+    found = metric.double().clone()
+    found.diagonal().add_(RIDGE * float(found.diagonal().mean()))
+    return found
 
 
 def widened(filters: Tensor, taps: int) -> Tensor:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from compressor.errors import DataError
+from compressor.errors import CheckpointError, DataError
 from compressor.evaluation.harness import parse_tasks, run_tasks
 from compressor.figures import flops, metric_figures, parameters, perplexities
 from compressor.models import LoadedModel, load_model
 from compressor.pipeline.steps import doubted, evaluate_run, load_run
 from compressor.progress import Progress
-from compressor.schema import EvaluationReport, TaskFigures
+from compressor.report.runs import read_report
+from compressor.schema import REPORT_FILE, EvaluationReport, TaskFigures
 from compressor.settings import DataSettings, ModelSettings
 from compressor.stopwatch import Stopwatch
 
@@ -61,9 +63,28 @@ def evaluate_model(
             "sha256": loaded.data.test.sha256,
             "flops": flops(loaded),
             "metrics": metric_figures(found),
-            "notes": loaded.notes,
+            "notes": (*loaded.notes, *_drawn_otherwise(model, data, loaded.data.test.sha256)),
             **perplexities(found, loaded.data.test_bytes),
         }
+    )
+
+
+def _drawn_otherwise(model: ModelSettings, data: DataSettings, sha256: str) -> tuple[str, ...]:
+    """Return a note where a compression of the same data was tested on other samples of it."""
+    path = Path(model.model) / REPORT_FILE
+    if not path.is_file():
+        return ()
+    try:
+        known = read_report(path).data
+    except CheckpointError as error:
+        return (str(error),)
+    same = Path(known.reference).resolve() == Path(data.data).resolve()
+    if not same or known.test.sha256 == sha256:
+        return ()
+    return (
+        f"These are not the samples that {path} tells of, though the data is the same: some may be "
+        "among those that the model was calibrated on. Give what draws samples (--calibration, "
+        "--selection, --limit, --seed) as in its command.",
     )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from compressor.errors import ModelError
 from compressor.evaluation.flops import count_flops
 from compressor.forward import Inputs, first_tensor
-from compressor.layers.candidates import Candidates, find_candidates
+from compressor.layers.candidates import Candidates
+from compressor.layers.search import find_candidates
 from compressor.layers.unfusing import unfused
 from compressor.methods.budget import smallest
 from compressor.methods.method import conv_form_of

@@ -22,7 +22,7 @@ from compressor.models.architectures import auto_name
 from compressor.pipeline.budgets import budget_figures
 from compressor.report.html import report_page
 from compressor.saving import lowrank_config
-from compressor.schema import PairedLoss, RecoveryFigures, Report, SpeedFigures
+from compressor.schema import REPORT_FILE, PairedLoss, RecoveryFigures, Report, SpeedFigures
 from compressor.settings import CompressSettings
 from compressor.stopwatch import Stopwatch
 
@@ -145,7 +145,7 @@ def save_result(
         written.append(with_bytes(size))
         return {
             "plan.json": made.model_dump_json(indent=2) + "\n",
-            "report.json": written[-1].model_dump_json(indent=2) + "\n",
+            REPORT_FILE: written[-1].model_dump_json(indent=2) + "\n",
             "report.html": report_page(written[-1]),
             "README.md": model_card(
                 written[-1], auto_class=auto_name(type(compressed.module).__name__)

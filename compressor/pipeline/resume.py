@@ -17,7 +17,7 @@ from compressor.errors import CheckpointError, UsageError
 from compressor.figures import Loaded, versions
 from compressor.fingerprint import code_version, hash_of_weights
 from compressor.progress import Progress
-from compressor.schema import Report
+from compressor.schema import REPORT_FILE, Report
 from compressor.settings import CompressSettings, DataSettings, ModelSettings, SweepSettings
 
 _LOCK = ".run.lock"
@@ -109,7 +109,7 @@ def finished_before(settings: CompressSettings) -> Report | None:
         return None
     try:
         report = Report.model_validate_json(
-            (settings.out / "report.json").read_text(encoding="utf-8")
+            (settings.out / REPORT_FILE).read_text(encoding="utf-8")
         )
     except (OSError, ValidationError, UnicodeDecodeError):
         return None

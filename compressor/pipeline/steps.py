@@ -14,11 +14,11 @@ from compressor.distributed import current
 from compressor.errors import UsageError
 from compressor.evaluation.loop import Evaluation, evaluate, score
 from compressor.figures import Loaded, doubts, example_length
-from compressor.forward import Forward
+from compressor.forward import Forward, default_device
 from compressor.gathering import candidates_of
 from compressor.layers.unfusing import unfused
 from compressor.methods.budget import Granted, granted, parse_budget
-from compressor.methods.measurement import Measurement, default_device
+from compressor.methods.measurement import Measurement
 from compressor.methods.method import conv_form_of
 from compressor.methods.plan import Plan
 from compressor.methods.recipe import Recipe

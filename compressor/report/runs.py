@@ -12,11 +12,11 @@ from rich.text import Text
 
 from compressor.errors import CheckpointError, UsageError
 from compressor.report.classes import interval_text
-from compressor.report.figures import count, nats, percent, points, shorten, size
+from compressor.report.figures import MISSING, count, nats, percent, points, shorten, size
 from compressor.report.named_table import NamedTable
 from compressor.report.pages import fill
 from compressor.report.verdict import verdict
-from compressor.schema import REPORT_VERSION, Report, Strict
+from compressor.schema import REPORT_FILE, REPORT_VERSION, Report, Strict
 
 
 class ComparedRun(Strict):
@@ -53,7 +53,7 @@ def read_report(directory: Path) -> Report:
         UsageError: If there is none.
         CheckpointError: If it does not follow the schema; the message names the key.
     """
-    path = directory / "report.json" if directory.is_dir() else directory
+    path = directory / REPORT_FILE if directory.is_dir() else directory
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -175,9 +175,25 @@ def _rows(reports: Sequence[Report]) -> list[tuple[str, list[Cell]]]:
             "FLOPs of dense",
             plain([percent(r.compressed.flops / max(r.dense.flops, 1)) for r in reports]),
         ),
+        *_times(reports),
+    ]
+
+
+def _times(reports: Sequence[Report]) -> list[tuple[str, list[Cell]]]:
+    """Return a row for each batch size that any run was timed at."""
+    shares = [
+        {} if r.speed is None else {t.batch: t.compressed / t.dense for t in r.speed.batches}
+        for r in reports
+    ]
+    return [
+        (
+            f"time of dense, batch {batch}",
+            [Cell(percent(share[batch]) if batch in share else MISSING) for share in shares],
+        )
+        for batch in sorted({batch for share in shares for batch in share})
     ]
 
 
 def _change(report: Report) -> str:
     dense, small = report.dense.accuracy, report.compressed.accuracy
-    return "–" if dense is None or small is None else points(small - dense)
+    return MISSING if dense is None or small is None else points(small - dense)

@@ -13,7 +13,7 @@ from compressor.schema.measurement import MeasuredLayer, MeasurementReport
 from compressor.schema.plan import PlanReport
 from compressor.schema.quality import ClassFigures, ModelFigures, QualityFigures
 from compressor.schema.recovery import RecoveryFigures
-from compressor.schema.report import REPORT_VERSION, Report
+from compressor.schema.report import REPORT_FILE, REPORT_VERSION, Report
 from compressor.schema.selection import Choice
 from compressor.schema.speed import LatencyFigures, LayerTime, SpeedFigures
 from compressor.schema.strict import Strict
@@ -21,6 +21,7 @@ from compressor.schema.verification import Check, VerificationReport
 
 __all__ = [
     "ALREADY_FACTORIZED",
+    "REPORT_FILE",
     "REPORT_VERSION",
     "BudgetFigures",
     "Check",

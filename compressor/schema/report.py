@@ -18,6 +18,9 @@ from compressor.schema.strict import Strict
 
 REPORT_VERSION = 1
 
+REPORT_FILE = "report.json"
+"""Name of the report in a saved directory."""
+
 
 class Report(Strict):
     """report.json of one compression.

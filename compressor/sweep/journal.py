@@ -19,11 +19,13 @@ class Entry(Strict):
     Args:
         key: Hash of everything that the figures depend on.
         point: The point, unless it is the dense model.
+        plan: Hash of the point's plan file as it was written.
         dense: The dense model's figures.
     """
 
     key: str
     point: SweepPoint | None = None
+    plan: str | None = None
     dense: ModelFigures | None = None
 
 

@@ -165,7 +165,8 @@ def _finish(bench: Bench, journal: Journal, wanted: Sequence[tuple[str, str]]) -
                 if (method, budget) in missing:
                     recipe = _recipe(bench, method, budget, chooser)
                     point = _point(bench, found, method, budget, recipe)
-                    journal.add(Entry(key=bench.key(method, budget), point=point))
+                    key, written = bench.key(method, budget), _plan_hash(bench, point)
+                    journal.add(Entry(key=key, point=point, plan=written))
 
 
 def _choosers(budgets: Sequence[str]) -> list[tuple[str, str]]:
@@ -254,11 +255,20 @@ def _point(
 
 
 def _found(bench: Bench, journal: Journal, method: str, budget: str) -> SweepPoint | None:
-    """Return a finished point whose plan is still there."""
+    """Return a finished point whose plan is still there as it was written.
+
+    A sweep of other settings in the same directory writes its plans in place of this one's.
+    """
     entry = journal.find(bench.key(method, budget))
-    if entry is None or entry.point is None:
+    if entry is None or entry.point is None or entry.plan is None:
         return None
-    return entry.point if (bench.settings.out / entry.point.plan).is_file() else None
+    return entry.point if _plan_hash(bench, entry.point) == entry.plan else None
+
+
+def _plan_hash(bench: Bench, point: SweepPoint) -> str | None:
+    """Return the hash of a point's plan file; None where there is none."""
+    path = bench.settings.out / point.plan
+    return hash_of(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _plan_path(method: str, budget: str) -> str:

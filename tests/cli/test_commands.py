@@ -137,6 +137,15 @@ def test_evaluate_repeats_the_reported_accuracy(compressed, capsys):
     report = Report.model_validate_json((compressed / "report.json").read_text())
     assert evaluation.accuracy == report.compressed.accuracy
     assert evaluation.sha256 == report.data.test.sha256
+    assert not any("samples that" in note for note in evaluation.notes)
+
+
+def test_evaluate_says_when_other_samples_of_the_same_data_are_drawn(compressed, capsys):
+    other = ["--data", "sklearn:digits", "--limit", "90", "--device", "cpu"]
+    assert main(["evaluate", str(compressed), *other, "--json"]) == 0
+    evaluation = EvaluationReport.model_validate(printed(capsys))
+    assert evaluation.samples == 90
+    assert any("not the samples" in note and "--limit" in note for note in evaluation.notes)
 
 
 def test_demo(tmp_path, monkeypatch, capsys):

@@ -8,7 +8,7 @@ from compressor.collapse.spill import SpilledLayers
 from compressor.collapse.token_capture import capture_tokens
 from compressor.errors import ModelError
 from compressor.gathering import blocks_of
-from compressor.layers.candidates import find_candidates
+from compressor.layers.search import find_candidates
 from compressor.methods.factorize import Decompositions, factorized
 from compressor.methods.recipe import Recipe
 from compressor.tokens import TokenForward

@@ -12,8 +12,8 @@ from torch import nn
 from compressor.collapse.capture import TEMPERATURE, batch_seed, capture, random_signs_
 from compressor.errors import DataError, LayerError
 from compressor.forward import Forward
-from compressor.layers.candidates import find_candidates
 from compressor.layers.kinds import kind_of
+from compressor.layers.search import find_candidates
 
 CLASSES = 3
 

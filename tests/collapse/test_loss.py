@@ -9,7 +9,7 @@ from compressor.collapse.capture import capture
 from compressor.collapse.loss import LossMoments
 from compressor.errors import DataError, LayerError
 from compressor.forward import Forward
-from compressor.layers.candidates import find_candidates
+from compressor.layers.search import find_candidates
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ import torch
 from compressor.collapse.capture import fisher_gradient
 from compressor.collapse.token_capture import FrequentTokens, capture_tokens
 from compressor.errors import DataError
-from compressor.layers.candidates import find_candidates
+from compressor.layers.search import find_candidates
 from compressor.tokens import TokenForward
 from tests import language
 

@@ -13,11 +13,11 @@ import compressor
 from compressor.collapse.capture import capture
 from compressor.errors import LayerError
 from compressor.forward import Forward, call
-from compressor.layers.candidates import find_candidates
 from compressor.layers.experts import SeparateExperts
 from compressor.layers.fused import FUSIONS, Unfused, fusion_of
 from compressor.layers.kinds import kind_of
 from compressor.layers.lowrank import lowrank_layers
+from compressor.layers.search import find_candidates
 from compressor.layers.surgery import fuse, fused_modules, unfuse
 from compressor.layers.unfusing import unfused
 from compressor.methods.output_error import output_errors

@@ -1,7 +1,10 @@
 import pytest
 
 from compressor.data.columns import Column, choose_columns
-from compressor.errors import DataError
+from compressor.data.digits import DigitsSource
+from compressor.data.images import ImageFolderSource
+from compressor.errors import DataError, UsageError
+from compressor.settings import DataSettings
 
 TEXT = Column("sentence", "text", 100, 100)
 LABEL = Column("label", "integer", 2, 100)
@@ -57,3 +60,17 @@ def test_what_cannot_be_told_lists_the_columns(columns, named, message):
     with pytest.raises(DataError, match=message) as caught:
         choose(*columns, **named)
     assert all(f"{column.name} ({column.kind})" in str(caught.value) for column in columns)
+
+
+def test_a_first_row_is_no_header():
+    first = Column("cocoa", "text", 4, 100, holds_its_name=True)
+    with pytest.raises(DataError, match=r"no header: 'cocoa'.*--label-column cocoa"):
+        choose(TEXT, first)
+    assert choose(TEXT, first, label_column="cocoa") == ("sentence", "cocoa")
+
+
+@pytest.mark.parametrize("source", [DigitsSource(), ImageFolderSource()])
+def test_data_without_columns_is_asked_for_none(source):
+    options = DataSettings(data="sklearn:digits", label_column="klass")
+    with pytest.raises(UsageError, match="no columns: leave out --label-column klass"):
+        source.read("sklearn:digits", options)

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from compressor.data.labelled import RawSplit
-from compressor.data.pictures import ImageReader
+from compressor.data.pictures import ImageReader, default_batch_size
 from compressor.data.reading import Drawn
 from compressor.data.splits import Draw
 from compressor.errors import DataError
@@ -84,3 +84,14 @@ def test_a_transform_of_ones_own_may_give_any_tensor_but_of_one_size(image_model
 def test_a_model_without_transform_says_what_to_give(image_model):
     with pytest.raises(DataError, match=r"--input-size"):
         ImageReader(image_model(transform=None), batch_size=None, strict=False)
+
+
+@pytest.mark.parametrize(
+    ("side", "device", "expected"),
+    [(32, "cpu", 64), (224, "cpu", 8), (1024, "cpu", 1), (224, "meta", 64)],
+)
+def test_large_images_come_in_smaller_batches_on_a_cpu(image_model, side, device, expected):
+    model = image_model()
+    transform = replace(model.transform, input_size=(3, side, side))
+    module = torch.nn.Linear(2, 2, device=device)
+    assert default_batch_size(replace(model, transform=transform, module=module)) == expected

@@ -42,6 +42,14 @@ def test_a_byte_order_mark_is_no_part_of_the_header(tmp_path):
     assert read(path)["all"].labels == ("x", "y", "x", "y")
 
 
+def test_a_table_without_a_header_is_told(tmp_path):
+    path = tmp_path / "data.csv"
+    path.write_text("".join(f"story {n},{'cocoa' if n % 2 else 'tea'}\n" for n in range(20)))
+    with pytest.raises(DataError, match=r"data\.csv.* no header: 'tea'"):
+        read(path)
+    assert len(read(path, label_column="tea")["all"].labels) == 19
+
+
 def test_json_lines_keep_their_types(tmp_path):
     path = tmp_path / "data.jsonl"
     rows = [{"text": text, "label": index % 2} for index, (text, _) in enumerate(ROWS)]

@@ -10,7 +10,8 @@ from torch import nn
 from compressor.errors import BudgetError, UsageError
 from compressor.evaluation.speed_table import LayerSpeed, grid, liked_multiple, speed_table
 from compressor.forward import Forward
-from compressor.layers.candidates import Candidate, Candidates, find_candidates
+from compressor.layers.candidates import Candidate, Candidates
+from compressor.layers.search import find_candidates
 from compressor.methods.allocation import knapsack, options
 from compressor.methods.budget import BUDGETS, granted, parse_budget
 from compressor.methods.subject import Subject

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import compressor
-from compressor.layers.candidates import find_candidates
+from compressor.layers.search import find_candidates
 from compressor.layers.unsupported import unsupported
 from tests.contract.architectures import build
 

@@ -164,10 +164,18 @@ def test_unreachable_names_a_share_that_is(kind, multiple):
         limit([f"{kind}={float(share) - 0.02}%"], found, multiple=multiple)
 
 
-def test_an_absolute_budget_that_cannot_be_reached_names_an_amount_that_can():
-    found = subject((64, 64), (64, 64))
-    with pytest.raises(BudgetError, match=r"smallest that can be reached is [0-9.]+ kB\."):
-        limit(["size=1kB"], found)
+@pytest.mark.parametrize("kind", ["params", "size", "flops"])
+@pytest.mark.parametrize("rows", [64, 3011, 12343])
+def test_an_absolute_budget_that_cannot_be_reached_names_an_amount_that_can(kind, rows):
+    found = subject((rows, 64), (64, rows))
+    with pytest.raises(BudgetError) as caught:
+        limit([f"{kind}=0.001k{'B' * (kind == 'size')}"], found)
+    told = re.search(r"smallest that can be reached is ([0-9.]+ ?[kM]?B?)\.", str(caught.value))
+    assert told is not None
+    amount = told[1].replace(" ", "")
+    if amount.isdecimal():  # an amount below a thousand has no unit
+        amount = f"{float(amount) / 1000}k"
+    assert limit([f"{kind}={amount}"], found) > 0
 
 
 def test_best_effort_grants_the_nearest_and_says_so():

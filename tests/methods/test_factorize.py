@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from compressor.errors import LayerError
-from compressor.layers.candidates import find_candidates
 from compressor.layers.lowrank import LowRankLinear
+from compressor.layers.search import find_candidates
 from compressor.methods.factorize import Decompositions, corrected_bias, factorized
 from compressor.methods.recipe import Recipe
 from tests.methods.measured import Net, batches, measured, trained

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from compressor.evaluation.loop import evaluate, kl_divergence
-from compressor.methods.measurement import Measurement, default_device, hold_out
+from compressor.forward import default_device
+from compressor.methods.measurement import Measurement, hold_out
 from compressor.methods.recipe import Recipe
 from compressor.stages import measure
 from tests.contract.small_models import build

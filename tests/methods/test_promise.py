@@ -56,6 +56,15 @@ def test_too_few_samples_for_a_promise_leave_the_model_dense():
     assert made.unmet == ()
 
 
+def test_where_no_rank_is_smaller_the_model_stays_dense():
+    # At multiples of 64 no layer has a rank below its break-even: dense is all there is to try.
+    for budget, kept in (("drop=12", True), ("drop=1", False)):
+        made = planned(budget, rank_multiple=64)
+        assert kept_share(made) == 1
+        assert [(trial.share, trial.kept) for trial in made.trials] == [(1.0, kept)]
+        assert made.unmet == ()
+
+
 def test_promises_hold_beside_other_budgets():
     made = planned("drop=60", "layers=50%")
     assert kept_share(made) <= 0.5

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from compressor.collapse.capture import fisher_gradient
-from compressor.collapse.row_energy import batch_energies, row_energies
+from compressor.collapse.block_capture import capture_blocks
+from compressor.collapse.capture import batch_seed, capture, fisher_gradient
+from compressor.collapse.row_energy import BatchEnergies
+from compressor.collapse.token_capture import capture_tokens
 from compressor.errors import LayerError
 from compressor.forward import Forward
-from compressor.layers.candidates import find_candidates
+from compressor.gathering import blocks_of
+from compressor.layers.candidates import Candidates
+from compressor.layers.search import find_candidates
 from compressor.layers.surgery import structural_copy
 from compressor.methods.constraints import weights_within
 from compressor.methods.layer_fit import LayerFit
@@ -24,7 +29,7 @@ from compressor.methods.sharing import allocate
 from compressor.stages import measure
 from compressor.tokens import TokenForward
 from tests import language
-from tests.methods.measured import batches, measured
+from tests.methods.measured import CLASSES, batches, measured
 
 WEIGHTS = (24 * 40 + 40 * 32) // 3
 RIDGE = 0.05
@@ -54,15 +59,24 @@ def own(model):
 
 
 def refit(dense, small, layers, given, **options):
-    energies = batch_energies(
-        dense, layers, given, forward=Forward(), samples=options.pop("samples", 1000), seed=0
-    )
+    noted = energies_of(dense, layers, given, samples=options.pop("samples", 1000))
+    energies = [
+        BatchEnergies(len(x), None, found) for (x, _), found in zip(given, noted, strict=False)
+    ]
     return refitted(dense, small, layers, given, energies, forward=Forward(), **options)
 
 
-def energies_of(dense, layers, x):
-    generator = torch.Generator().manual_seed(0)
-    return row_energies(dense, layers, list(layers), x, forward=Forward(), generator=generator)
+def energies_of(dense, layers, given, *, samples=1000):
+    """Return ‖δ‖² of each batch's rows, as the measuring pass notes them."""
+    return capture(
+        dense,
+        given,
+        Candidates(layers, {}, 0),
+        classes=CLASSES,
+        forward=Forward(),
+        gradients=True,
+        row_samples=samples,
+    ).energies
 
 
 def ridge(features, wanted, weights, start, share):
@@ -104,11 +118,7 @@ def test_each_layer_is_the_ridge_solution_of_all_batches_on_the_refitted_prefix(
     root = torch.randn(32, 40, generator=torch.Generator().manual_seed(9)).double()
     metrics = {"b": root @ root.T + torch.eye(32)}
     fitted = refit(dense, small, layers, parts, ridge=RIDGE, metrics=metrics)
-    generator = torch.Generator().manual_seed(0)
-    drawn = [
-        row_energies(dense, layers, list(layers), x, forward=Forward(), generator=generator)
-        for x, _ in parts
-    ]
+    drawn = energies_of(dense, layers, parts)
     with torch.no_grad():
         inputs = {"a": (x, x), "b": (torch.relu(dense.a(x)), torch.relu(fitted.a(x)))}
         for name, (given, got) in inputs.items():
@@ -140,7 +150,7 @@ def test_where_moments_are_too_large_the_first_factors_stay(models, monkeypatch)
     monkeypatch.setattr("compressor.methods.refit.MOMENTS", 0)
     ((x, labels),) = doubles(1, size=64)
     fitted = refit(dense, small, layers, [(x, labels)], ridge=RIDGE)
-    weights = energies_of(dense, layers, x)["a"][0].flatten().numpy()
+    weights = energies_of(dense, layers, [(x, labels)])[0]["a"][0].flatten().numpy()
     with torch.no_grad():
         rows, wanted = x.flatten(0, 1).numpy(), dense.a(x).flatten(0, 1).numpy()
         hidden = rows @ small.a.down.weight.numpy().T
@@ -156,11 +166,7 @@ def test_batches_of_the_first_layer_add_up_to_one_batch(models):
     parts = doubles(4)
     x = torch.cat([x for x, _ in parts])
     several = refit(dense, small, layers, parts, ridge=RIDGE)
-    generator = torch.Generator().manual_seed(0)
-    weights = [
-        row_energies(dense, layers, ["a"], x, forward=Forward(), generator=generator)["a"][0]
-        for x, _ in parts
-    ]
+    weights = [found["a"][0] for found in energies_of(dense, layers, parts)]
     with torch.no_grad():
         expected = oracle(
             small.a,
@@ -185,10 +191,8 @@ def test_comes_nearer_to_the_dense_model_and_leaves_both_as_they_were(models):
 
 def test_row_energies_are_the_squared_gradients(models):
     dense, _, layers = models
-    ((x, _),) = doubles(1, size=8)
-    found = energies_of(dense, layers, x)
-    from compressor.collapse.capture import fisher_gradient
-
+    ((x, labels),) = doubles(1, size=8)
+    (found,) = energies_of(dense, layers, [(x, labels)])
     out = {}
     handles = [
         getattr(dense, name).register_forward_hook(
@@ -197,7 +201,7 @@ def test_row_energies_are_the_squared_gradients(models):
         for name in layers
     ]
     logits = dense(x)
-    drawn = fisher_gradient(logits, torch.Generator().manual_seed(0))
+    drawn = fisher_gradient(logits, torch.Generator().manual_seed(batch_seed(0, 0)))
     logits.backward(drawn.double())
     for handle in handles:
         handle.remove()
@@ -304,18 +308,31 @@ def test_language_models_come_nearer_to_the_dense_one(family):
 
 
 def test_row_energies_of_tokens_are_those_of_drawn_gradients():
-    model, (inputs, _) = language.build("llama"), token_batches(1)[0]
+    model, given = language.build("llama"), token_batches(1)
+    ((inputs, labels),) = given
     name = "model.layers.0.mlp.down_proj"
-    layers = find_candidates(model, inputs).layers
-    draws = [torch.Generator().manual_seed(0) for _ in range(2)]
-    found = row_energies(model, layers, [name], inputs, forward=TokenForward(), generator=draws[0])
+    candidates = find_candidates(model, inputs)
+    chain = blocks_of(model, TokenForward(), inputs)
+    passes = [
+        partial(capture_tokens, model, given, candidates),
+        partial(capture_blocks, model, given, candidates, chain=chain),
+    ]
+    whole, blockwise = (
+        run(forward=TokenForward(), gradients=True, seed=0, row_samples=1).energies[0]
+        for run in passes
+    )
+    assert list(whole) == list(blockwise) == list(candidates.layers)
+    for layer in candidates.layers:
+        torch.testing.assert_close(whole[layer], blockwise[layer], rtol=1e-5, atol=0)
     met = []
     hook = model.get_submodule(name).register_forward_hook(lambda m, args, out: met.append(out))
     logits = model(**inputs).logits
     hook.remove()
-    drawn = fisher_gradient(logits.flatten(0, 1), draws[1]).view_as(logits)
+    predicted = labels >= 0
+    drawn = torch.zeros_like(logits)
+    drawn[predicted] = fisher_gradient(logits[predicted], torch.Generator().manual_seed(0))
     (delta,) = torch.autograd.grad(logits, met[0], drawn)
-    torch.testing.assert_close(found[name][0].float(), delta.square().sum(-1), rtol=1e-3, atol=1e-9)
+    torch.testing.assert_close(whole[name][0].float(), delta.square().sum(-1), rtol=1e-3, atol=1e-9)
 
 
 def test_experts_are_not_refitted():

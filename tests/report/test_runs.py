@@ -1,5 +1,6 @@
 import io
 import json
+import re
 
 import pytest
 from rich.console import Console
@@ -15,7 +16,7 @@ from compressor.report.runs import (
     runs_page,
     view_runs,
 )
-from compressor.schema import Report
+from compressor.schema import LatencyFigures, Report, SpeedFigures
 
 from .results import report
 from .test_html import HOSTILE, Page
@@ -81,6 +82,18 @@ def test_what_does_not_compare_is_said(runs):
     notes = compare_runs(runs).notes
     assert "different samples" in notes[0]
     assert "different dense models" in notes[1]
+
+
+def test_the_page_has_the_time_at_each_batch_size(runs):
+    timed = LatencyFigures(
+        batch=32, rounds=5, dense=8.0, compressed=3.0, dense_memory=2, compressed_memory=1
+    )
+    compared = compare_runs(runs)
+    slow, fast = compared.runs
+    speed = SpeedFigures(runtime="eager", threads=2, input="64", batches=(timed,))
+    fast = fast.model_copy(update={"report": fast.report.model_copy(update={"speed": speed})})
+    page = Page(runs_page(compared.model_copy(update={"runs": (slow, fast)})))
+    assert re.search(r"time of dense, batch 32\s*–\s*37\.5 %", page.text)
 
 
 def test_the_command_compares_prints_json_and_writes_a_page(runs, tmp_path, capsys):

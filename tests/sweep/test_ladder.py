@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from compressor.errors import UsageError
-from compressor.layers.candidates import find_candidates
+from compressor.layers.search import find_candidates
 from compressor.methods.budget import granted, parse_budget
 from compressor.methods.subject import Subject
 from compressor.sweep.ladder import ladder

@@ -135,6 +135,18 @@ def test_other_settings_are_other_points(swept, tmp_path, capsys):
     assert len(keys) == len(set(keys)) == 7
 
 
+def test_a_point_whose_plan_was_written_over_is_made_again(swept, tmp_path, capsys):
+    out = copied(swept, tmp_path)
+    (plan,) = [f for f in (out / "plans").iterdir() if f.name == "svd-layers-20.json"]
+    before = plan.read_text()
+    words = {"budgets": "layers=20%", "methods": METHODS[2:]}
+    sweep(out, capsys, "--seed", "1", **words)
+    assert json.loads(plan.read_text())["seed"] == 1
+    again = sweep(out, capsys, **words)
+    assert again.seed == 0
+    assert plan.read_text() == before
+
+
 def test_a_point_without_its_plan_is_made_again(swept, tmp_path, capsys):
     out = copied(swept, tmp_path)
     (out / "plans" / "svd-layers-50.json").unlink()
