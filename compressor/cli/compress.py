@@ -59,7 +59,7 @@ def compress(
     compressor compress bert --data docs.csv --plan plan.json --out small
     compressor compress bert --data d.csv --plan plan.json --recover 200 --out out
     compressor compress bert --data d.csv --budget layers=60% --out small --resume
-    compressor compress llm --stream --data text.txt --budget layers=80% --out small
+    compressor compress llm --stream --data t.txt --budget layers=80% --out small
     compressor compress llm --stream --method svd --budget layers=80% --out small
     """
     check_target(method, plan)
