@@ -19,6 +19,7 @@ from compressor.methods.recipe import Recipe
 from compressor.methods.select import Trials
 from compressor.methods.sharing import allocate
 from compressor.progress import Progress
+from compressor.tokens import TokenForward
 
 METRIC_GRID = (
     Recipe(metric="fisher"),
@@ -75,7 +76,7 @@ class Guided:
         is made, whose factors are refitted in sequence. Without selection data the grid's first
         recipe is taken.
         """
-        grid = METRIC_GRID if measurement.gradients else FORWARD_GRID
+        grid = metric_grid(measurement) if measurement.gradients else FORWARD_GRID
         if measurement.selection is None:
             recipe = grid[0]
             return Decision(allocate(measurement, recipe, constraints, multiple=multiple), recipe)
@@ -93,6 +94,16 @@ class Guided:
         for step in progress.track(steps, description="select", total=len(steps)):
             step()
         return trials.decision()
+
+
+def metric_grid(measurement: Measurement) -> tuple[Recipe, ...]:
+    """Return the metrics to choose from.
+
+    Where tokens are predicted each is a sample of one row, and what rows would add is there.
+    """
+    if isinstance(measurement.forward, TokenForward):
+        return tuple(recipe for recipe in METRIC_GRID if recipe.metric != "mixed_fisher")
+    return METRIC_GRID
 
 
 METHODS.register("nc1")(Guided())

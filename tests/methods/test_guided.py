@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import torch
 
 from compressor.methods.constraints import weights_within
-from compressor.methods.guided import FORWARD_GRID, METRIC_GRID, WEIGHT_GRID, Guided
+from compressor.methods.guided import FORWARD_GRID, METRIC_GRID, WEIGHT_GRID, Guided, metric_grid
 from compressor.methods.recipe import Recipe
 from compressor.methods.sharing import allocate, label
 from compressor.progress import SILENT
+from compressor.stages import measure
+from tests import language
 from tests.methods.measured import measured
 
 WEIGHTS = (24 * 40 + 40 * 32) // 2
@@ -85,3 +88,17 @@ def test_allocation_from_weights_alone():
     ranks = allocate(found, Recipe(metric="identity", layer_weight="relative"), half(), multiple=1)
     layers = found.candidates.layers
     assert sum(layers[name].cost(rank) for name, rank in ranks.items()) <= WEIGHTS
+
+
+def test_tokens_are_rows_already():
+    model = language.build("llama")
+    ids = torch.randint(6, 23, (4, 2, 12), generator=torch.Generator().manual_seed(0))
+    found = measure(model, [({"input_ids": batch}, batch.roll(-1, 1)) for batch in ids])
+    limits = weights_within(found.candidates.layers, found.candidates.layer_parameters // 2)
+    mixed, plain = (
+        allocate(found, Recipe(metric=metric), limits, multiple=1)
+        for metric in ("mixed_fisher", "fisher")
+    )
+    assert mixed == plain
+    assert [recipe.metric for recipe in metric_grid(found)] == ["fisher", "shrunk_fisher"]
+    assert metric_grid(measured()) == METRIC_GRID
