@@ -250,7 +250,7 @@ def main() -> None:
             }
             row |= quality(folder / "streamed") if name == "streamed" else {}
             print(json.dumps(row), flush=True)
-            took = seconds if name == "streamed" else 0.0
+            took = seconds if name == "streamed" and code == 0 else 0.0
             if given.kills and took:
                 resumed = [*streamed, "--out", str(folder / "killed"), "--resume"]
                 met = killed(resumed, took, given.kills, cap)
