@@ -58,7 +58,8 @@ def open_checkpoint(settings: StreamSettings) -> Checkpoint:
     """Return the model on the meta device, and where its weights are.
 
     Raises:
-        UsageError: If it is no transformers model, or compressed already.
+        UsageError: If it is no transformers model, or compressed already, or a layer is asked for
+            that shares its table with one in another part.
         ModelError: If its weights are no safetensors, or it does not run on shapes alone.
     """
     loaded = load_model(settings.model, skeleton=True)
@@ -89,5 +90,13 @@ def open_checkpoint(settings: StreamSettings) -> Checkpoint:
             f"{loaded.reference} does not run on shapes alone ({error}), and streaming never holds "
             "its weights. Leave out --stream."
         ) from error
+    for name, layer in candidates.layers.items():
+        if layer.tied:
+            raise UsageError(
+                f"{name} and {layer.tied[0]} share one table of "
+                f"{layer.shape[0] * layer.shape[1]:,} values, which is factorized for both at "
+                "once, and --stream holds one of them at a time. Leave out --include for it, or "
+                "take --blockwise instead of --stream."
+            )
     units = Units(module, apart, candidates, weights)
     return Checkpoint(loaded, directory, weights, candidates, units)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -69,26 +68,30 @@ class Units:
         return len(self._units)
 
     def filled(self, unit: Unit) -> nn.Module:
-        """Return the whole model with this unit's weights in float32; the rest stays on meta.
+        """Return this unit with its weights in float32, inside modules of no other content.
 
+        Names are those of the whole model, which is never copied: it may have hundreds of units.
         The unit that was filled before is let go.
         """
         if self._filled is not None and self._filled[0] == unit.name:
             return self._filled[1]
         self.release()
-        shell = structural_copy(self._dense)
-        modules = dict(shell.named_modules())
+        shell = _alone(self._dense, unit.name)
         for name, tensor in self._weights.read(unit.tensors).items():
             owner, _, child = name.rpartition(".")
-            _assign(modules[owner], child, tensor)
+            _assign(shell.get_submodule(owner), child, tensor)
         unfuse(shell, [name for name in self.unfused if _inside(name, unit.name)])
         self._filled = (unit.name, shell)
         return shell
 
     def release(self) -> None:
         """Let go of the unit that is filled."""
+        if self._filled is None:
+            return
+        for module in self._filled[1].modules():  # in case that modules refer to each other
+            module._parameters.clear()
+            module._buffers.clear()
         self._filled = None
-        gc.collect()  # modules refer to each other in circles
 
     def read(self, name: str) -> dict[str, Tensor]:
         """Return one unit's tensors in float32, by their names in the model taken apart."""
@@ -103,7 +106,7 @@ class Units:
         return self._units[name]
 
     def holding(self, layer: str) -> nn.Module:
-        """Return the model with the unit filled that holds a candidate."""
+        """Return the unit that holds a candidate, filled."""
         return self.filled(self._units[self._home[layer]])
 
 
@@ -129,6 +132,16 @@ def unit_of(model: nn.Module, tensor: str) -> str:
         if listed:
             return path
     return path
+
+
+def _alone(model: nn.Module, name: str) -> nn.Module:
+    """Return a copy of one module of a model, under its name in modules of no other content."""
+    found = structural_copy(model.get_submodule(name))
+    for part in reversed(name.split(".") if name else ()):
+        parent = nn.Module()
+        parent.add_module(part, found)
+        found = parent
+    return found
 
 
 def _assign(module: nn.Module, name: str, tensor: Tensor) -> None:
