@@ -131,6 +131,12 @@ def train(cell: Cell, images: Images, effort: Effort) -> Iterator[tuple[Stage, n
 def _polish(
     network: nn.Module, images: Images, weights: list[Tensor], decay: float, iterations: int
 ) -> None:
+    """Go on to a critical point, in float64.
+
+    Near one a step changes the loss by less than float32 resolves, and the line search gives up.
+    """
+    network.double()
+    inputs = images.train.double()
     optimizer = torch.optim.LBFGS(
         network.parameters(),
         max_iter=iterations,
@@ -143,12 +149,13 @@ def _polish(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = functional.cross_entropy(network(images.train), images.train_labels)
+        loss = functional.cross_entropy(network(inputs), images.train_labels)
         loss = loss + decay / 2 * sum(weight.square().sum() for weight in weights)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     optimizer.step(closure)  # type: ignore[arg-type]
+    network.float()
 
 
 def _cosine(part: float) -> float:
