@@ -198,7 +198,7 @@ def test_the_lookups_fisher_is_that_of_one_hot_rows():
         logits = model(**inputs).logits
         hook.remove()
         drawn = torch.zeros_like(logits)
-        drawn[labels >= 0] = fisher_gradient(logits[labels >= 0], draws)
+        drawn[labels >= 0] = fisher_gradient(logits[labels >= 0], draws, temperature=1.0)
         (delta,) = torch.autograd.grad(logits, met[0], drawn)
         deltas = delta.flatten(0, 1).double()
         for token, d in zip(inputs["input_ids"].flatten(), deltas, strict=True):

@@ -228,9 +228,17 @@ def loss_moments(
     }
 
 
-def fisher_gradient(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """Return a random gradient at the logits [B, C] whose covariance is the Fisher's."""
-    probabilities = (logits.detach().float() / TEMPERATURE).softmax(1)
+def fisher_gradient(
+    logits: Tensor, generator: torch.Generator, *, temperature: float = TEMPERATURE
+) -> Tensor:
+    """Return a random gradient at the logits [B, C] whose covariance is the Fisher's.
+
+    Args:
+        logits: What the model predicts.
+        generator: Draws the signs.
+        temperature: Softens the predictions.
+    """
+    probabilities = (logits.detach().float() / temperature).softmax(1)
     signed = random_signs_(probabilities.sqrt(), generator)
     return signed.sub_(probabilities.mul_(signed.sum(1, keepdim=True)))
 

@@ -46,6 +46,13 @@ FREQUENT = 64
 """Next tokens that are classes. In English text they are about half of all tokens."""
 
 
+TEMPERATURE = 1.0
+"""Of the predictions that the Fisher is taken of: a language model is not surer of its calibration
+data than of other text. SmolLM2-135M at 60 % of the layers' parameters, 48 windows of 256 tokens:
+perplexity over dense 2.63, 2.45 and 2.34 at temperature 2 (Fisher, shrunk, shrunk and refitted),
+2.56, 2.38 and 2.30 at 1; at 80 % 1.41 and 1.24 against 1.34 and 1.28 (Fisher, shrunk)."""
+
+
 class FrequentTokens:
     """Batches whose labels [B, T] are classes: the most frequent next tokens, then all others.
 
@@ -265,4 +272,4 @@ class WatchedHead:
     def _drawn(self, logits: Tensor, true: Tensor) -> Tensor:
         if self._draws is None:
             return loss_gradient(logits, true)
-        return fisher_gradient(logits, self._draws)
+        return fisher_gradient(logits, self._draws, temperature=TEMPERATURE)

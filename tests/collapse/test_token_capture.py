@@ -85,7 +85,7 @@ def test_the_fisher_takes_every_position_for_a_sample(model, candidates):
         logits = model(**inputs).logits
         hook.remove()
         drawn = torch.zeros_like(logits)
-        drawn[labels >= 0] = fisher_gradient(logits[labels >= 0], draws)
+        drawn[labels >= 0] = fisher_gradient(logits[labels >= 0], draws, temperature=1.0)
         (delta,) = torch.autograd.grad(logits, met[1], drawn)
         for z, d in zip(met[0].flatten(0, 1).double(), delta.flatten(0, 1).double(), strict=True):
             near = near + (z @ z) * torch.outer(d, d)

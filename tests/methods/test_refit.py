@@ -330,7 +330,9 @@ def test_row_energies_of_tokens_are_those_of_drawn_gradients():
     hook.remove()
     predicted = labels >= 0
     drawn = torch.zeros_like(logits)
-    drawn[predicted] = fisher_gradient(logits[predicted], torch.Generator().manual_seed(0))
+    drawn[predicted] = fisher_gradient(
+        logits[predicted], torch.Generator().manual_seed(0), temperature=1.0
+    )
     (delta,) = torch.autograd.grad(logits, met[0], drawn)
     torch.testing.assert_close(whole[name][0].float(), delta.square().sum(-1), rtol=1e-3, atol=1e-9)
 
