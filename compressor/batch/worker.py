@@ -19,6 +19,7 @@ from types import FrameType
 from typing import IO, Any, TypeVar
 
 from compressor.errors import CompressorError
+from compressor.paths import advice, worded
 from compressor.settings import CompressSettings
 from compressor.stopwatch import Stopwatch
 
@@ -118,6 +119,15 @@ def main() -> int:
             event="failed", error=str(error), type=type(error).__name__, code=error.exit_code
         )
         return error.exit_code
+    except OSError as error:
+        traceback.print_exc()
+        teller.tell(
+            event="failed",
+            error=f"{worded(error)}. {advice(error)}",
+            type=type(error).__name__,
+            code=1,
+        )
+        return 1
     except Exception as error:
         traceback.print_exc()
         message = " ".join(str(error).split()) or "no message"

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from compressor.checkpoint.format import SavedBlock, find_lowrank, read_config
-from compressor.errors import CheckpointError, UsageError
+from compressor.errors import CheckpointError, NoSuchCheckpointError, UsageError
 from compressor.layers.surgery import install_skeletons, structural_copy
 from compressor.models import options_from, resolve_device
 from compressor.models.loading import load_exactly
 from compressor.models.module import rebuild_into
 from compressor.models.source import MODEL_SOURCES, LoadedModel, ModelOptions
 from compressor.models.weights import find_weight_files, read_state_dict
+from compressor.paths import state
 from compressor.settings import ModelSettings
 
 
@@ -131,7 +132,10 @@ def _saved_state(directory: Path) -> dict[str, Tensor]:
 
 def _config(directory: Path) -> dict[str, object]:
     if not directory.is_dir():
-        raise CheckpointError(f"There is no directory {directory}.")
+        raise NoSuchCheckpointError(
+            f"There is no directory {directory}: it {state(directory)}. Expected one that "
+            "compressor saved."
+        )
     return read_config(directory)
 
 

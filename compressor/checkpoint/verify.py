@@ -13,11 +13,12 @@ from typing import NamedTuple
 from compressor.checkpoint.format import FORMAT_VERSION, SavedBlock, find_lowrank, read_config
 from compressor.checkpoint.integrity import DOCUMENTS, NAME, Integrity, read_integrity, record_of
 from compressor.checkpoint.probe import replay
-from compressor.errors import CheckpointError, CompressorError
+from compressor.errors import CheckpointError, CompressorError, NoSuchCheckpointError
 from compressor.layers.lowrank import lowrank_layers
 from compressor.methods.plan import read_plan
 from compressor.models import load_model
 from compressor.models.weights import find_weight_files, hash_files, read_header
+from compressor.paths import state
 from compressor.progress import SILENT, Progress
 from compressor.schema import Check, VerificationReport
 from compressor.settings import ModelSettings
@@ -58,7 +59,10 @@ def verify_directory(
     started = perf_counter()
     directory = Path(settings.model)
     if not directory.is_dir():
-        raise CheckpointError(f"There is no directory {directory}.")
+        raise NoSuchCheckpointError(
+            f"There is no directory {directory}: it {state(directory)}. Expected one that "
+            "compressor saved."
+        )
     saved = find_lowrank(read_config(directory), where=str(directory / "config.json"))
     if saved is None:
         raise CheckpointError(

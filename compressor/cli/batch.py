@@ -30,7 +30,10 @@ def batch(
     manifest: Annotated[
         Path | None,
         typer.Argument(
-            metavar="MANIFEST", help="YAML file that names the jobs.", show_default=False
+            metavar="MANIFEST",
+            readable=False,
+            help="YAML file that names the jobs.",
+            show_default=False,
         ),
     ] = None,
     out: Annotated[
