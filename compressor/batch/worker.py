@@ -119,27 +119,20 @@ def main() -> int:
             event="failed", error=str(error), type=type(error).__name__, code=error.exit_code
         )
         return error.exit_code
-    except OSError as error:
-        traceback.print_exc()
-        teller.tell(
-            event="failed",
-            error=f"{worded(error)}. {advice(error)}",
-            type=type(error).__name__,
-            code=1,
-        )
-        return 1
     except Exception as error:
         traceback.print_exc()
-        message = " ".join(str(error).split()) or "no message"
-        teller.tell(
-            event="failed",
-            error=f"unexpected {type(error).__name__}: {message}",
-            type=type(error).__name__,
-            code=1,
-        )
+        teller.tell(event="failed", error=told(error), type=type(error).__name__, code=1)
         return 1
     teller.tell(event="done")
     return 0
+
+
+def told(error: Exception) -> str:
+    """Return what is told of an error that nobody expected, on one line."""
+    if isinstance(error, OSError):
+        return f"{worded(error)}. {advice(error)}"
+    message = " ".join(str(error).split()) or "no message"
+    return f"unexpected {type(error).__name__}: {message}"
 
 
 def _end_with_the_batch() -> None:

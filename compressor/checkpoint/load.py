@@ -9,15 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from compressor.checkpoint.format import SavedBlock, find_lowrank, read_config
-from compressor.errors import CheckpointError, NoSuchCheckpointError, UsageError
+from compressor.checkpoint.format import SavedBlock, find_lowrank, read_saved_config
+from compressor.errors import CheckpointError, UsageError
 from compressor.layers.surgery import install_skeletons, structural_copy
 from compressor.models import options_from, resolve_device
 from compressor.models.loading import load_exactly
 from compressor.models.module import rebuild_into
 from compressor.models.source import MODEL_SOURCES, LoadedModel, ModelOptions
 from compressor.models.weights import find_weight_files, read_state_dict
-from compressor.paths import state
 from compressor.settings import ModelSettings
 
 
@@ -50,7 +49,7 @@ def load(
     where = torch.device(device)
     if model is None or isinstance(model, str):
         return load_saved(path, ModelOptions(device=where, factory=model)).module
-    config = _config(path)
+    config = read_saved_config(path)
     saved = find_lowrank(config, where=str(path / "config.json"))
     if saved is None or saved.framework != "torch":
         raise UsageError(
@@ -102,7 +101,7 @@ def load_saved(directory: Path, options: ModelOptions | ModelSettings) -> Loaded
     if isinstance(options, ModelSettings):
         options = options_from(options)
     source = MODEL_SOURCES.get(_saved(directory).framework)
-    return source.rebuild(directory, _config(directory), options)
+    return source.rebuild(directory, read_saved_config(directory), options)
 
 
 def _saved(directory: Path) -> SavedBlock:
@@ -111,7 +110,7 @@ def _saved(directory: Path) -> SavedBlock:
     Raises:
         CheckpointError: If it has none.
     """
-    saved = find_lowrank(_config(directory), where=str(directory / "config.json"))
+    saved = find_lowrank(read_saved_config(directory), where=str(directory / "config.json"))
     if saved is None:
         raise CheckpointError(
             f"{directory} was not saved by compressor: its config.json has no low-rank block. Load "
@@ -128,15 +127,6 @@ def _saved_state(directory: Path) -> dict[str, Tensor]:
     for file in find_weight_files(directory):
         state |= read_state_dict(file)
     return state
-
-
-def _config(directory: Path) -> dict[str, object]:
-    if not directory.is_dir():
-        raise NoSuchCheckpointError(
-            f"There is no directory {directory}: it {state(directory)}. Expected one that "
-            "compressor saved."
-        )
-    return read_config(directory)
 
 
 __all__ = ["apply_", "load", "load_saved", "resolve_device"]

@@ -10,15 +10,14 @@ from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
-from compressor.checkpoint.format import FORMAT_VERSION, SavedBlock, find_lowrank, read_config
+from compressor.checkpoint.format import FORMAT_VERSION, SavedBlock, find_lowrank, read_saved_config
 from compressor.checkpoint.integrity import DOCUMENTS, NAME, Integrity, read_integrity, record_of
 from compressor.checkpoint.probe import replay
-from compressor.errors import CheckpointError, CompressorError, NoSuchCheckpointError
+from compressor.errors import CheckpointError, CompressorError
 from compressor.layers.lowrank import lowrank_layers
 from compressor.methods.plan import read_plan
 from compressor.models import load_model
 from compressor.models.weights import find_weight_files, hash_files, read_header
-from compressor.paths import state
 from compressor.progress import SILENT, Progress
 from compressor.schema import Check, VerificationReport
 from compressor.settings import ModelSettings
@@ -58,12 +57,7 @@ def verify_directory(
     """
     started = perf_counter()
     directory = Path(settings.model)
-    if not directory.is_dir():
-        raise NoSuchCheckpointError(
-            f"There is no directory {directory}: it {state(directory)}. Expected one that "
-            "compressor saved."
-        )
-    saved = find_lowrank(read_config(directory), where=str(directory / "config.json"))
+    saved = find_lowrank(read_saved_config(directory), where=str(directory / "config.json"))
     if saved is None:
         raise CheckpointError(
             f"{directory} was not saved by compressor: its config.json has no low-rank block, so "
