@@ -23,6 +23,7 @@ from torch import Tensor
 
 from compressor.distributed import ALONE, Group
 from compressor.fingerprint import hash_of
+from compressor.paths import worded
 
 Key: TypeAlias = Mapping[str, object]
 """Plain data (what JSON holds) by name: what a result was made of."""
@@ -138,7 +139,9 @@ class Cache:
             try:
                 _write_beside(path, lambda temporary: write(made, temporary, key))
             except (OSError, SafetensorError) as error:
-                self._tell_once("write", f"Cannot keep results in {self.directory}: {error}.")
+                self._tell_once(
+                    "write", f"Cannot keep results in {self.directory}: {worded(error)}."
+                )
             return made
 
     def _read(self, path: Path, key: str, name: str, read: Callable[[Path, str], Any]) -> Any:
@@ -149,7 +152,7 @@ class Cache:
         try:
             return read(path, key)
         except (_DamagedError, OSError) as error:
-            self._note(f"{path} is damaged ({error}); it is made again.")
+            self._note(f"{path} is damaged ({worded(error)}); it is made again.")
             return None
 
     @contextlib.contextmanager
@@ -164,7 +167,7 @@ class Cache:
                 self._note(f"Waiting for another process, which is making the {name}.")
                 lock.acquire()
         except OSError as error:
-            self._tell_once("write", f"Cannot keep results in {self.directory}: {error}.")
+            self._tell_once("write", f"Cannot keep results in {self.directory}: {worded(error)}.")
         try:
             yield
         finally:

@@ -5,9 +5,12 @@ CompressorError                 1  something failed
 │   ├── UnknownNameError        2  a name that nothing is registered under
 │   └── OutputExistsError       2  the output directory exists and overwriting was not asked for
 ├── ModelError                  1  a model or checkpoint cannot be read
+│   └── NoSuchModelError        2  nothing lies at the path that was named as one
 ├── DataError                   1  data cannot be read, or does not fit the model
+│   └── NoSuchDataError         2  nothing lies at the path that was named as data
 ├── LayerError                  1  a layer cannot be measured or factorized
 ├── CheckpointError             1  a saved directory is damaged, foreign or too new
+│   └── NoSuchCheckpointError   2  nothing lies at the path that was named as a saved directory
 ├── MissingExtraError           1  an optional package is not installed
 └── BudgetError                 3  a budget or quality target cannot be met
 """
@@ -49,8 +52,20 @@ class ModelError(CompressorError):
     """A model or checkpoint cannot be read."""
 
 
+class NoSuchModelError(ModelError):
+    """Nothing lies at the path that was named as a model or its weights."""
+
+    exit_code = 2
+
+
 class DataError(CompressorError):
     """Data cannot be read, or its labels do not fit the model."""
+
+
+class NoSuchDataError(DataError):
+    """Nothing lies at the path that was named as data."""
+
+    exit_code = 2
 
 
 class LayerError(CompressorError):
@@ -63,6 +78,12 @@ class LayerError(CompressorError):
 
 class CheckpointError(CompressorError):
     """A saved directory is damaged, not ours, or written by a newer version."""
+
+
+class NoSuchCheckpointError(CheckpointError):
+    """Nothing lies at the path that was named as a saved directory."""
+
+    exit_code = 2
 
 
 class MissingExtraError(CompressorError):

@@ -9,6 +9,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from compressor.errors import CompressorError
+from compressor.paths import refusal, state
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
@@ -17,7 +18,11 @@ LARGEST = 64 << 20
 
 
 def read_object(
-    path: Path, fault: type[CompressorError], *, missing: str | None = None
+    path: Path,
+    fault: type[CompressorError],
+    *,
+    missing: str | None = None,
+    unreadable: type[CompressorError] | None = None,
 ) -> dict[str, object]:
     """Return the JSON object in a file.
 
@@ -25,6 +30,7 @@ def read_object(
         path: The file.
         fault: Error that is raised.
         missing: Message where there is no such file.
+        unreadable: Error where the system does not let the file be read; None takes ``fault``.
 
     Raises:
         CompressorError: ``fault``, if the file is missing, cannot be read, is larger than
@@ -32,14 +38,15 @@ def read_object(
     """
     try:
         if not path.is_file() and path.exists():
-            raise fault(f"Cannot read {path}: it is no file.")
+            raise fault(f"Cannot read {path}: it {state(path)}, expected a file.")
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
     except FileNotFoundError:
         raise fault(missing or f"There is no file {path}.") from None
+    except PermissionError as error:
+        raise (unreadable or fault)(f"Cannot read {path}: {refusal(error)}") from error
     except (OSError, ValueError) as error:  # a name with a null byte is a ValueError
-        reason = getattr(error, "strerror", None) or error
-        raise fault(f"Cannot read {path}: {reason}.") from error
+        raise fault(f"Cannot read {path}: {refusal(error)}") from error
     if len(content) > LARGEST:
         raise fault(f"{path} is larger than {LARGEST:,} bytes, which no such file needs.")
     try:

@@ -33,4 +33,26 @@ class Silent:
         del message
 
 
+class Once:
+    """A `Progress` that passes each message on once, however often the same is noted.
+
+    Args:
+        progress: What is passed on to.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._noted: set[str] = set()
+
+    def track(self, items: Iterable[T], *, description: str, total: int | None) -> Iterator[T]:
+        """Yield every item as ``progress`` does."""
+        return self._progress.track(items, description=description, total=total)
+
+    def note(self, message: str) -> None:
+        """Pass the message on, unless it was noted before."""
+        if message not in self._noted:
+            self._noted.add(message)
+            self._progress.note(message)
+
+
 SILENT = Silent()

@@ -21,6 +21,7 @@ FLOORS = (
         "room",
         "autoregister",
         "jsonfile",
+        "paths",
     ),
     (
         "fingerprint",

@@ -32,7 +32,7 @@ def test_what_is_no_json_object(content, saying, tmp_path):
 
 
 def test_what_is_no_file(tmp_path):
-    with pytest.raises(ModelError, match="no file"):
+    with pytest.raises(ModelError, match="it is a directory, expected a file"):
         read_object(tmp_path, ModelError)
     with pytest.raises(ModelError, match="There is no file"):
         read_object(tmp_path / "none.json", ModelError)

@@ -128,7 +128,7 @@ def refuse_used(settings: BatchSettings) -> None:
         OutputExistsError: If it may not be written.
     """
     out = settings.out
-    if not out.exists():
+    if not out.exists() and not out.is_symlink():
         return
     if not out.is_dir():
         raise OutputExistsError(f"{out} exists and is no directory. Choose another --out.")

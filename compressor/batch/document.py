@@ -11,7 +11,8 @@ from typing import Any, TypeAlias
 
 import yaml
 
-from compressor.errors import UsageError
+from compressor.errors import CompressorError, UsageError
+from compressor.paths import refusal, state
 
 Place: TypeAlias = tuple[str | int, ...]
 """Where in a document: keys and positions from its root."""
@@ -74,15 +75,25 @@ def read_document(path: Path, environment: Mapping[str, str] = os.environ) -> Do
         environment: Where the variables are looked up. ``$$`` stands for a dollar sign.
 
     Raises:
-        UsageError: If it cannot be read, is no YAML, repeats a key, or names a variable that is
-            not set.
+        CompressorError: If this user may not read it.
+        UsageError: If there is no such file, it is no YAML, repeats a key, or names a variable that
+            is not set.
     """
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST_FILE + 1)
         text = content.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"Cannot read the manifest {path}: {error}.") from error
+    except OSError as error:
+        if isinstance(error, PermissionError) or path.is_file():
+            raise CompressorError(f"Cannot read the manifest {path}: {refusal(error)}") from error
+        raise UsageError(
+            f"No manifest at {path}: it {state(path)}. Expected a YAML file; compressor batch "
+            "--schema tells its keys."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"Cannot read the manifest {path}: {error}. Expected YAML in UTF-8."
+        ) from error
     if len(content) > LARGEST_FILE:
         raise UsageError(f"{path} is larger than {LARGEST_FILE:,} bytes. Split the batch.")
     try:

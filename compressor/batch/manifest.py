@@ -15,6 +15,7 @@ from compressor.batch.document import Document, Place, Problem, read_document, r
 from compressor.batch.keys import job_keys, manifest_model
 from compressor.batch.references import resolve, split_factory
 from compressor.errors import UsageError, did_you_mean
+from compressor.paths import worded
 from compressor.settings import CompressSettings, check_target
 
 RESERVED = frozenset({"logs", "index.html", "results.csv", "results.jsonl"})
@@ -212,7 +213,7 @@ def _job(written: _Written, document: Document, problems: list[Problem]) -> Job 
             _check(name, value)
         except (UsageError, OSError, RuntimeError) as error:  # a name too long, an unknown ~user
             place = written.places.get(name, written.at)
-            problem = Problem(document.line(place), f"{_words(place)}: {error}")
+            problem = Problem(document.line(place), f"{_words(place)}: {worded(error)}")
             if problem not in problems:
                 problems.append(problem)
     for name in ("model", "data"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from compressor.batch.keys import Key
+from compressor.paths import state
 
 
 def resolve(value: str | Path, key: Key, base: Path) -> str | Path:
@@ -22,15 +23,19 @@ def resolve(value: str | Path, key: Key, base: Path) -> str | Path:
     if key.is_path:
         path = base / Path(value).expanduser()
         if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist")
+            raise FileNotFoundError(_missing(path))
         return path
     name, function = split_factory(str(value))
     path = base / Path(name).expanduser()
     if path.exists() and not _is_bare_directory(name, path):
         return f"{path}{function}"
     if name.startswith(("./", "../", "/", "~")):
-        raise FileNotFoundError(f"{path} does not exist")
+        raise FileNotFoundError(_missing(path))
     return value
+
+
+def _missing(path: Path) -> str:
+    return f"{path} {state(path)}; paths are taken from the manifest's directory"
 
 
 def split_factory(reference: str) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import IO, Any, TypeVar
 
 from compressor.errors import CompressorError
+from compressor.paths import advice, worded
 from compressor.settings import CompressSettings
 from compressor.stopwatch import Stopwatch
 
@@ -120,16 +121,18 @@ def main() -> int:
         return error.exit_code
     except Exception as error:
         traceback.print_exc()
-        message = " ".join(str(error).split()) or "no message"
-        teller.tell(
-            event="failed",
-            error=f"unexpected {type(error).__name__}: {message}",
-            type=type(error).__name__,
-            code=1,
-        )
+        teller.tell(event="failed", error=told(error), type=type(error).__name__, code=1)
         return 1
     teller.tell(event="done")
     return 0
+
+
+def told(error: Exception) -> str:
+    """Return what is told of an error that nobody expected, on one line."""
+    if isinstance(error, OSError):
+        return f"{worded(error)}. {advice(error)}"
+    message = " ".join(str(error).split()) or "no message"
+    return f"unexpected {type(error).__name__}: {message}"
 
 
 def _end_with_the_batch() -> None:

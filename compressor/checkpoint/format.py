@@ -8,8 +8,9 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from compressor.errors import CheckpointError
+from compressor.errors import CheckpointError, NoSuchCheckpointError
 from compressor.jsonfile import read_object, validated
+from compressor.paths import state
 
 FORMAT_VERSION = 3
 """2: ``unfused``. 3: the kind ``conv2d-spatial``."""
@@ -91,6 +92,21 @@ def read_config(directory: Path) -> dict[str, object]:
         "that transformers, timm or compressor saved; for bare weights name the architecture and "
         "pass them with --checkpoint.",
     )
+
+
+def read_saved_config(directory: Path) -> dict[str, object]:
+    """Return the parsed config.json of a directory that was named as a saved one.
+
+    Raises:
+        NoSuchCheckpointError: If there is no such directory.
+        CheckpointError: As `read_config`.
+    """
+    if not directory.is_dir():
+        raise NoSuchCheckpointError(
+            f"There is no directory {directory}: it {state(directory)}. Expected one that "
+            "compressor saved."
+        )
+    return read_config(directory)
 
 
 def find_lowrank(config: Mapping[str, object], *, where: str) -> SavedBlock | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from compressor.checkpoint.format import SavedBlock, find_lowrank, read_config
+from compressor.checkpoint.format import SavedBlock, find_lowrank, read_saved_config
 from compressor.errors import CheckpointError, UsageError
 from compressor.layers.surgery import install_skeletons, structural_copy
 from compressor.models import options_from, resolve_device
@@ -49,7 +49,7 @@ def load(
     where = torch.device(device)
     if model is None or isinstance(model, str):
         return load_saved(path, ModelOptions(device=where, factory=model)).module
-    config = _config(path)
+    config = read_saved_config(path)
     saved = find_lowrank(config, where=str(path / "config.json"))
     if saved is None or saved.framework != "torch":
         raise UsageError(
@@ -101,7 +101,7 @@ def load_saved(directory: Path, options: ModelOptions | ModelSettings) -> Loaded
     if isinstance(options, ModelSettings):
         options = options_from(options)
     source = MODEL_SOURCES.get(_saved(directory).framework)
-    return source.rebuild(directory, _config(directory), options)
+    return source.rebuild(directory, read_saved_config(directory), options)
 
 
 def _saved(directory: Path) -> SavedBlock:
@@ -110,7 +110,7 @@ def _saved(directory: Path) -> SavedBlock:
     Raises:
         CheckpointError: If it has none.
     """
-    saved = find_lowrank(_config(directory), where=str(directory / "config.json"))
+    saved = find_lowrank(read_saved_config(directory), where=str(directory / "config.json"))
     if saved is None:
         raise CheckpointError(
             f"{directory} was not saved by compressor: its config.json has no low-rank block. Load "
@@ -127,12 +127,6 @@ def _saved_state(directory: Path) -> dict[str, Tensor]:
     for file in find_weight_files(directory):
         state |= read_state_dict(file)
     return state
-
-
-def _config(directory: Path) -> dict[str, object]:
-    if not directory.is_dir():
-        raise CheckpointError(f"There is no directory {directory}.")
-    return read_config(directory)
 
 
 __all__ = ["apply_", "load", "load_saved", "resolve_device"]

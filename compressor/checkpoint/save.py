@@ -28,6 +28,7 @@ from compressor.checkpoint.whole import (
 from compressor.errors import CheckpointError, OutputExistsError
 from compressor.forward import Inputs
 from compressor.models.source import MODEL_SOURCES, LoadedModel
+from compressor.paths import state
 
 __all__ = [
     "refuse_existing",
@@ -178,6 +179,8 @@ def refuse_existing_file(path: Path, *, overwrite: bool) -> None:
     """
     if path.is_dir():
         raise OutputExistsError(f"{path} is a directory; expected a file to write. Change --out.")
+    if path.is_symlink() and not path.exists():
+        raise OutputExistsError(f"{path} {state(path)}. Remove it, or choose another --out.")
     if path.exists() and not overwrite:
         raise OutputExistsError(
             f"{path} exists. Pass --overwrite to replace it, or choose another --out."

@@ -10,7 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
-from compressor.checkpoint.format import FORMAT_VERSION, SavedBlock, find_lowrank, read_config
+from compressor.checkpoint.format import FORMAT_VERSION, SavedBlock, find_lowrank, read_saved_config
 from compressor.checkpoint.integrity import DOCUMENTS, NAME, Integrity, read_integrity, record_of
 from compressor.checkpoint.probe import replay
 from compressor.errors import CheckpointError, CompressorError
@@ -57,9 +57,7 @@ def verify_directory(
     """
     started = perf_counter()
     directory = Path(settings.model)
-    if not directory.is_dir():
-        raise CheckpointError(f"There is no directory {directory}.")
-    saved = find_lowrank(read_config(directory), where=str(directory / "config.json"))
+    saved = find_lowrank(read_saved_config(directory), where=str(directory / "config.json"))
     if saved is None:
         raise CheckpointError(
             f"{directory} was not saved by compressor: its config.json has no low-rank block, so "

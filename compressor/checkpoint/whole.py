@@ -23,6 +23,7 @@ from types import FrameType
 from typing import Any
 
 from compressor.errors import CheckpointError, OutputExistsError
+from compressor.paths import worded
 
 if sys.platform != "win32":
     import fcntl
@@ -88,7 +89,7 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"Cannot write {path}: {error}. Nothing was left there; check space and "
+            f"Cannot write {path}: {worded(error)}. Nothing was left there; check space and "
             "permissions, or choose another --out."
         ) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import sys
 import traceback
@@ -28,6 +29,7 @@ from compressor.cli.report import report
 from compressor.cli.sweep import sweep
 from compressor.cli.verify import verify
 from compressor.errors import CompressorError, UsageError
+from compressor.paths import advice, worded
 from compressor.room import is_out_of_memory
 
 INTERRUPTED = 130
@@ -117,8 +119,8 @@ def _failed(error: BaseException, *, debug: bool) -> int:
     elif is_out_of_memory(error):
         message = f"{OUT_OF_MEMORY} ({_one_line(error)})"
     elif isinstance(error, OSError):
-        where = f": {error.filename}" if error.filename else ""
-        message = f"{error.strerror or error}{where}"
+        message = f"{worded(error)}. {advice(error)}"
+        code = UsageError.exit_code if error.errno == errno.ENAMETOOLONG else 1
     else:
         message = f"unexpected {type(error).__name__}: {_one_line(error)} {ISSUES}"
     return _fail(message, code=code, debug=debug)

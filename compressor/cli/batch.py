@@ -30,7 +30,10 @@ def batch(
     manifest: Annotated[
         Path | None,
         typer.Argument(
-            metavar="MANIFEST", help="YAML file that names the jobs.", show_default=False
+            metavar="MANIFEST",
+            readable=False,
+            help="YAML file that names the jobs.",
+            show_default=False,
         ),
     ] = None,
     out: Annotated[
@@ -102,7 +105,7 @@ def batch(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compress many checkpoints as a manifest says; every option of compress is a key of it.
+    """Compress many checkpoints as a manifest says, whose keys are the options of compress.
 
     Results are runs/NAME, runs/results.jsonl, runs/results.csv and runs/index.html. Ends with 0
     when all jobs are done, 3 when no model fits some budgets, 1 when any failed.

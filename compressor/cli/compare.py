@@ -26,7 +26,9 @@ Other = Annotated[
 ]
 OtherCheckpoint = Annotated[
     Path | None,
-    typer.Option(help="The second one's weights lying apart.", rich_help_panel="Model"),
+    typer.Option(
+        readable=False, help="The second one's weights lying apart.", rich_help_panel="Model"
+    ),
 ]
 
 

@@ -39,6 +39,7 @@ def compress(
     plan: Annotated[
         Path | None,
         typer.Option(
+            readable=False,
             help="Replay the ranks of this plan.json instead of choosing them.",
             rich_help_panel="Method",
         ),

@@ -73,7 +73,12 @@ Model = Annotated[
 ]
 Checkpoint = Annotated[
     Path | None,
-    _option("Model", help="Weights lying apart: .safetensors, .pt, .pth, .bin or .gguf."),
+    # What cannot be read is told where it is read, with the exit code of that.
+    _option(
+        "Model",
+        readable=False,
+        help="Weights lying apart: .safetensors, .pt, .pth, .bin or .gguf.",
+    ),
 ]
 Factory = Annotated[
     str | None,

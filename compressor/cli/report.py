@@ -20,7 +20,10 @@ def report(
     directories: Annotated[
         list[Path],
         typer.Argument(
-            metavar="DIR...", help="Directories that compress wrote.", show_default=False
+            metavar="DIR...",
+            readable=False,
+            help="Directories that compress wrote.",
+            show_default=False,
         ),
     ],
     html: Annotated[

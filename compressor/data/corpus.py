@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 from compressor.data.labelled import DataSource
 from compressor.data.rows import named_splits, split_named
 from compressor.errors import DataError
+from compressor.paths import refusal
 from compressor.settings import DataSettings
 
 TEXT_SUFFIXES = (".txt", ".md")
@@ -87,8 +88,12 @@ def _files(paths: Sequence[Path]) -> Documents:
         for path in paths:
             try:
                 yield path.read_text(encoding="utf-8-sig")
-            except (OSError, UnicodeDecodeError) as error:
-                raise DataError(f"{path} cannot be read as UTF-8 text: {error}.") from error
+            except OSError as error:
+                raise DataError(f"Cannot read {path}: {refusal(error)}") from error
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path} cannot be read as UTF-8 text: {error}. Convert it to UTF-8."
+                ) from error
 
     return Documents(", ".join(map(str, paths)), read)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from compressor.data.labelled import DATA_SOURCES, RawSplit
 from compressor.data.rows import quiet, raw_splits
 from compressor.errors import DataError
+from compressor.paths import worded
 from compressor.settings import DataSettings
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]+)?")
@@ -27,7 +27,7 @@ class HubSource:
         return (
             _ID.fullmatch(reference) is not None
             and _FILE_SUFFIX.search(reference) is None
-            and not Path(reference).exists()
+            and not os.path.lexists(reference)
         )
 
     def read(self, reference: str, options: DataSettings) -> Mapping[str, RawSplit]:
@@ -51,7 +51,7 @@ class HubSource:
             with quiet():
                 loaded = datasets.load_dataset(name, configuration or None)
         except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
-            detail = str(error).strip().split("\n")[0] or type(error).__name__
+            detail = worded(error).strip().split("\n")[0]
             if _offline() or isinstance(error, ConnectionError):
                 raise DataError(
                     f"{reference}: nothing of this name on disk, and as a hub data set it cannot "

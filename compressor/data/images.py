@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from compressor.data.columns import refuse_columns
@@ -71,7 +72,7 @@ def _class_folders(root: Path) -> RawSplit:
                 f"{folder.name!r} in {root} is no name of a class that a report could show: it is "
                 "not UTF-8, or holds control characters. Rename the folder."
             )
-        found = sorted(path for path in folder.rglob("*") if _is_image(path))
+        found = sorted(filter(_is_image, _everything_in(folder)))
         files += found
         labels += [folder.name] * len(found)
     return RawSplit(tuple(files), tuple(labels), tuple(folder.name for folder in folders))
@@ -79,6 +80,20 @@ def _class_folders(root: Path) -> RawSplit:
 
 def _folders(root: Path) -> list[Path]:
     return [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+
+
+def _everything_in(folder: Path) -> Iterator[Path]:
+    """Yield every file below a folder; unlike rglob this raises where one must not be looked into.
+
+    Raises:
+        OSError: If the system refuses to list a folder.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for directory, _, names in os.walk(folder, onerror=refuse):
+        yield from (Path(directory, name) for name in names)
 
 
 def _is_image(path: Path) -> bool:

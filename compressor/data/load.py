@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Collection, Mapping
+import errno
+import os
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +22,10 @@ from compressor.data.reading import Drawn, Reader
 from compressor.data.splits import Draws, draw_splits
 from compressor.data.texts import TextReader
 from compressor.data.windows import load_windows
-from compressor.errors import DataError
+from compressor.errors import DataError, NoSuchDataError
 from compressor.models.imagenet import imagenet_synsets
 from compressor.models.source import LoadedModel
+from compressor.paths import refusal, state
 from compressor.progress import SILENT, Progress
 from compressor.settings import DataSettings
 
@@ -52,9 +56,22 @@ def load_data(
         progress: Told what is being read.
 
     Raises:
-        DataError: If there is no such data, it cannot be read, its labels do not map to the
-            model's classes, or it is of another modality than the model.
+        NoSuchDataError: If there is no such data.
+        DataError: If it cannot be read, its labels do not map to the model's classes, or it is of
+            another modality than the model.
     """
+    with _refusals_told(settings.data):
+        return _load(settings, model, seed=seed, splits=splits, progress=progress)
+
+
+def _load(
+    settings: DataSettings,
+    model: LoadedModel,
+    *,
+    seed: int,
+    splits: Collection[str],
+    progress: Progress,
+) -> LabelledData:
     if model.task != "classification":
         return load_windows(settings, model, seed=seed, find=find_source, progress=progress)
     raw = find_source(settings.data).read(settings.data, settings)
@@ -85,11 +102,31 @@ def load_data(
     )
 
 
+@contextlib.contextmanager
+def _refusals_told(reference: str) -> Iterator[None]:
+    """Turn what the system raises while data is read into an error that names the path.
+
+    Raises:
+        NoSuchDataError: If no path can be as long as the one that was named.
+        DataError: If a file or directory must not be read, or the disk fails.
+    """
+    try:
+        yield
+    except OSError as error:
+        fault = NoSuchDataError if error.errno == errno.ENAMETOOLONG else DataError
+        # Of a file that was only looked for in the directory nobody has heard.
+        known = error.filename is not None and os.path.lexists(error.filename)
+        where = error.filename if known else reference
+        raise fault(f"Cannot read the data {where}: {refusal(error)}") from error
+
+
 def find_source(reference: str) -> DataSource:
     """Return the first source that recognises ``reference``.
 
     Raises:
-        DataError: If none does; the message names what lies near, and the forms that are read.
+        NoSuchDataError: If nothing lies there.
+        DataError: If no source recognises what does; the message names what lies near, and the
+            forms that are read.
     """
     # Registration follows imports, so it cannot be the order: what looks like a hub id may be more.
     asked = [name for name in DATA_SOURCES.names() if name not in ASKED_LAST]
@@ -100,13 +137,14 @@ def find_source(reference: str) -> DataSource:
     path = Path(reference)
     if path.exists():
         found = "an empty directory" if path.is_dir() else f"a {path.suffix or 'nameless'} file"
-        problem = f"{reference} is {found}, which no data source reads."
+        fault, problem = DataError, f"{reference} is {found}, which no data source reads."
     else:
-        problem = f"No such data: {reference}.{_nearest(path)}"
-    raise DataError(
+        fault = NoSuchDataError
+        problem = f"No such data: {reference} {state(path)}.{_nearest(path)}"
+    raise fault(
         f"{problem} Expected class folders of images, a CSV, TSV, JSONL or Parquet file or a "
         f"directory of them, a directory of datasets.save_to_disk, a hub data set id, or "
-        f"{DIGITS}."
+        f"{DIGITS}; for language models also a .txt or .md file."
     )
 
 
@@ -123,7 +161,7 @@ def _with_test_data(raw: Mapping[str, RawSplit], settings: DataSettings) -> dict
 
 def _nearest(path: Path) -> str:
     try:
-        siblings = [entry.name for entry in path.parent.iterdir()]
+        siblings = [entry.name for entry in path.parent.iterdir() if entry.exists()]
     except OSError:
         return ""
     near = difflib.get_close_matches(path.name, siblings, n=1)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from compressor.errors import DataError
 from compressor.models.source import ImageTransform
+from compressor.paths import reason
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
@@ -84,7 +85,7 @@ def decode(sample: object, transform: ImageTransform) -> tuple[Tensor, bytes]:
     except UnidentifiedImageError as error:  # its own message names an address in memory
         raise UnreadableImageError("is no image") from error
     except _DECODING_ERRORS as error:
-        raise UnreadableImageError(str(error) or type(error).__name__) from error
+        raise UnreadableImageError(reason(error)) from error
     if transform.custom is not None:
         try:
             tensor = transform.custom(converted)

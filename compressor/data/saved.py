@@ -9,6 +9,7 @@ from typing import Any
 from compressor.data.labelled import DATA_SOURCES, RawSplit
 from compressor.data.rows import raw_splits
 from compressor.errors import DataError
+from compressor.paths import worded
 from compressor.settings import DataSettings
 
 
@@ -45,7 +46,7 @@ class SavedSource:
         except Exception as error:  # damage shows wherever the library first runs into it
             raise DataError(
                 f"{reference} looks like a saved dataset but cannot be loaded: "
-                f"{str(error).strip() or type(error).__name__}. Save it again with "
+                f"{worded(error).strip()}. Save it again with "
                 f"Dataset.save_to_disk."
             ) from error
         return {"all": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from compressor.data.labelled import DATA_SOURCES, RawSplit
 from compressor.data.rows import quiet, raw_splits, split_named
 from compressor.errors import DataError
+from compressor.paths import worded
 from compressor.settings import DataSettings
 
 _BUILDERS = {
@@ -179,7 +180,7 @@ def _csv_options(file: Path) -> dict[str, Any]:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    return worded(error).strip().split("\n")[0]
 
 
 DATA_SOURCES.register("tables")(TableSource())

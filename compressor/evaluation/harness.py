@@ -9,6 +9,7 @@ from typing import Any
 
 from compressor.errors import DataError, MissingExtraError, ModelError, UsageError, did_you_mean
 from compressor.models.source import LoadedModel
+from compressor.paths import state, worded
 from compressor.schema import TaskFigures
 
 PREFIX = "lm-eval:"
@@ -31,7 +32,7 @@ def parse_tasks(evaluations: Sequence[str]) -> tuple[str, ...]:
                 "the path of its YAML file."
             )
         if task.endswith(YAML) and not Path(task).is_file():
-            raise UsageError(f"--eval {text!r}: there is no such file.")
+            raise UsageError(f"--eval {text!r}: {task} {state(task)}. Expected a YAML file.")
         tasks.append(task)
     if tasks and find_spec("lm_eval") is None:
         raise MissingExtraError("--eval lm-eval:TASK", "lm-eval")
@@ -95,7 +96,7 @@ def run_tasks(
         )
     except Exception as error:  # the harness and its tasks raise whatever they like
         raise DataError(
-            f"The task {', '.join(names)} cannot be run: {type(error).__name__}: {error}"
+            f"The task {', '.join(names)} cannot be run: {type(error).__name__}: {worded(error)}"
         ) from error
     assert found is not None
     return tuple(

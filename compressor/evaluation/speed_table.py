@@ -67,10 +67,12 @@ def speed_table(
     *,
     forward: Forward,
     ranks: Mapping[str, tuple[int, ...]] | None = None,
+    known: dict[object, LayerSpeed] | None = None,
 ) -> dict[str, LayerSpeed]:
     """Time every layer by itself, dense and as two factors, on the input that a forward gives it.
 
-    Layers of the same kind, shape and input are timed once.
+    Layers of the same kind, shape and input are timed once. The dense layer is timed anew beside
+    each of its forms, in turn with the factors: a disturbance falls on both.
 
     Args:
         model: The dense model, in eval mode.
@@ -78,10 +80,12 @@ def speed_table(
         inputs: Inputs of B samples, on the model's device.
         forward: How the model is called.
         ranks: Ranks to time by layer; None spreads `GRID` of them below break-even.
+        known: What was timed before in the same model on the same device. It is not timed again,
+            and what is timed now is added.
     """
     modules = dict(model.named_modules())
     seen = _inputs_of(model, {name: modules[name] for name in layers}, inputs, forward)
-    known: dict[object, LayerSpeed] = {}
+    known = {} if known is None else known
     found = {}
     for name, layer in layers.items():
         given, calls = seen[name]

@@ -44,6 +44,15 @@ class Judgement(BaseModel):
     recipe: Recipe
 
 
+def judgement_record(found: Evaluation, settled: Recipe) -> dict[str, object]:
+    """Return a judgement as JSON: how a compressed model fared, and the recipe it came by."""
+    return {
+        "kl": found.kl_to_dense,
+        "accuracy": found.accuracy,
+        "recipe": settled.model_dump(mode="json"),
+    }
+
+
 @dataclass(frozen=True)
 class Measurement:
     """A dense model, its candidates, and what one pass over the calibration data found.
@@ -234,17 +243,9 @@ class Measurement:
             model, settled = self.factorized(ranks, recipe)
             found = self.judge(model)
             made.append(model)
-            return {
-                "kl": found.kl_to_dense,
-                "accuracy": found.accuracy,
-                "recipe": settled.model_dump(mode="json"),
-            }
+            return judgement_record(found, settled)
 
-        if self.cache is None:
-            found = make()
-        else:
-            found = self.cache.record("judgement", self._identity(ranks, recipe), make)
-        judgement = Judgement.model_validate(found)
+        judgement = Judgement.model_validate(self._recalled("judgement", ranks, recipe, make))
         return judgement, made[0] if made else None
 
     def attributed(self, ranks: dict[str, int], recipe: Recipe) -> dict[str, float]:
@@ -263,8 +264,7 @@ class Measurement:
                 )
             )
 
-        of = self._identity(ranks, recipe)
-        found = make() if self.cache is None else self.cache.record("shares", of, make)
+        found = self._recalled("shares", ranks, recipe, make)
         return TypeAdapter(dict[str, float]).validate_python(found)
 
     def _refitted(
@@ -290,6 +290,19 @@ class Measurement:
         """Keep a model that was made to be judged, for the one call that will ask for it again."""
         self._kept.clear()
         self._kept[self._key(ranks, recipe)] = made
+
+    def _recalled(
+        self,
+        name: str,
+        ranks: dict[str, int],
+        recipe: Recipe,
+        make: Callable[[], dict[str, object]],
+    ) -> object:
+        """Return what ``make`` makes of the model at these ranks, or what the cache has of it."""
+        if self.cache is None:
+            return make()
+        found: object = self.cache.record(name, self._identity(ranks, recipe), make)
+        return found
 
     def _identity(self, ranks: dict[str, int], recipe: Recipe) -> dict[str, object]:
         """Return what tells one factorization of the model from another."""

@@ -8,12 +8,13 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-from compressor.errors import UsageError, did_you_mean
+from compressor.errors import CheckpointError, UsageError, did_you_mean
 from compressor.jsonfile import read_object, validated
 from compressor.layers.candidates import Candidate, Candidates, ConvForm
 from compressor.layers.kinds import LAYER_KINDS, FoldingKind
 from compressor.methods.measurement import Measurement
 from compressor.methods.recipe import Recipe
+from compressor.paths import state
 from compressor.schema import Choice, Pace, Trial
 
 PLAN_VERSION: Final = 1
@@ -110,9 +111,11 @@ def read_plan(path: Path) -> Plan:
     Raises:
         UsageError: If the file is missing, is no JSON, or does not follow the schema; the message
             names the key.
+        CheckpointError: If this user may not read it.
     """
-    missing = f"No such plan: {path}. `compressor plan` writes one."
-    return validated(Plan, read_object(path, UsageError, missing=missing), str(path), UsageError)
+    missing = f"No such plan: {path} {state(path)}. `compressor plan` writes one."
+    content = read_object(path, UsageError, missing=missing, unreadable=CheckpointError)
+    return validated(Plan, content, str(path), UsageError)
 
 
 def check_against(plan: Plan, candidates: Candidates) -> None:

@@ -39,9 +39,10 @@ class Subject:
     _tables: dict[int, dict[str, LayerSpeed]] = field(
         default_factory=dict, repr=False, compare=False
     )
+    _timed: dict[object, LayerSpeed] = field(default_factory=dict, repr=False, compare=False)
 
     def of(self, candidates: Candidates) -> Subject:
-        """Return the subject with its layers in other forms."""
+        """Return the subject with its layers in other forms; what was timed stays known."""
         if candidates.layers == self.candidates.layers:
             return self
         return replace(self, candidates=candidates, _tables={})
@@ -63,6 +64,10 @@ class Subject:
         """Return what each layer takes at a batch size, dense and factorized, measured once."""
         if batch not in self._tables:
             self._tables[batch] = speed_table(
-                self.model, self.candidates.layers, self.inputs(batch), forward=self.forward
+                self.model,
+                self.candidates.layers,
+                self.inputs(batch),
+                forward=self.forward,
+                known=self._timed,
             )
         return self._tables[batch]

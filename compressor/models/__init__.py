@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from compressor.checkpoint.format import find_lowrank, read_config
-from compressor.errors import ModelError, UsageError
+from compressor.errors import ModelError, NoSuchModelError, UsageError
 from compressor.models.gguf import gguf_file, load_gguf
 from compressor.models.source import (
     MODEL_SOURCES,
@@ -18,6 +18,7 @@ from compressor.models.source import (
     ModelSource,
 )
 from compressor.models.weights import SUFFIXES
+from compressor.paths import state
 from compressor.settings import ModelSettings
 
 __all__ = [
@@ -44,12 +45,17 @@ def load_model(settings: ModelSettings, *, skeleton: bool = False) -> LoadedMode
             can. A directory that this package saved is always read whole.
 
     Raises:
-        ModelError: If there is no such model, or its checkpoint is damaged, quantized, not
-            finite, or made for another architecture or number of classes.
+        NoSuchModelError: If there is no such model.
+        ModelError: If its checkpoint is damaged, quantized, not finite, or made for another
+            architecture or number of classes.
         CheckpointError: If a directory has no config.json, or a newer version saved it.
     """
     options = options_from(settings)
     reference = settings.model
+    if not reference:
+        raise NoSuchModelError(
+            _unknown(reference)
+        )  # a Path would take it for the directory at work
     directory = Path(reference)
     if gguf_file(reference, options.checkpoint) is not None:
         return load_gguf(reference, options)
@@ -68,7 +74,7 @@ def load_model(settings: ModelSettings, *, skeleton: bool = False) -> LoadedMode
             if skeleton:
                 return source.skeleton(reference, options)
             return source.load(reference, options)
-    raise ModelError(_unknown(reference))
+    raise NoSuchModelError(_unknown(reference))
 
 
 def describe(module: nn.Module) -> LoadedModel:
@@ -123,9 +129,10 @@ def _unknown(reference: str) -> str:
 
     nearest = nearest_architecture(reference)
     hint = f" Did you mean {nearest!r}?" if nearest else ""
+    stands = f": {reference} {state(reference)}" if reference else ": its name is empty"
     return (
-        f"No model {reference!r}.{hint} Expected a transformers or timm directory or hub id "
-        '(owner/name), a timm architecture (list them: python -c "import timm; '
+        f"No model {reference!r}{stands}.{hint} Expected a transformers or timm directory or hub "
+        'id (owner/name), a timm architecture (list them: python -c "import timm; '
         'print(timm.list_models())"), path/to/file.py:factory, or a directory that compressor '
         "saved."
     )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from compressor.errors import ModelError, UsageError, did_you_mean
 from compressor.models.source import ImageTransform
+from compressor.paths import require_readable, state, worded
 
 
 def call_factory(reference: str) -> tuple[nn.Module, ImageTransform | None]:
@@ -31,12 +32,16 @@ def call_factory(reference: str) -> tuple[nn.Module, ImageTransform | None]:
         raise UsageError(f"{reference!r} names no function. Expected path/to/file.py:factory.")
     path = Path(text)
     if not path.is_file():
-        raise UsageError(f"{reference!r}: there is no file {path}.")
+        raise UsageError(
+            f"{reference!r}: there is no file {path}, it {state(path)}. Expected "
+            "path/to/file.py:factory."
+        )
+    require_readable(path, ModelError)
     factory = _function(_import_file(path), path, name)
     try:
         returned = factory()
     except Exception as error:
-        raise ModelError(f"{reference} failed: {type(error).__name__}: {error}") from error
+        raise ModelError(f"{reference} failed: {type(error).__name__}: {worded(error)}") from error
     module, transform = returned if _is_pair(returned) else (returned, None)
     if not isinstance(module, nn.Module):
         raise ModelError(
@@ -63,7 +68,9 @@ def _import_file(path: Path) -> object:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise ModelError(f"Importing {path} failed: {type(error).__name__}: {error}") from error
+        raise ModelError(
+            f"Importing {path} failed: {type(error).__name__}: {worded(error)}"
+        ) from error
     finally:
         sys.path.remove(folder)
     return module

@@ -14,7 +14,8 @@ from compressor.errors import MissingExtraError, ModelError
 from compressor.models.quiet import quiet
 from compressor.models.source import LoadedModel, ModelOptions
 from compressor.models.transformers import describe_pretrained
-from compressor.models.weights import refuse_non_finite
+from compressor.models.weights import refuse_non_finite, require_weights
+from compressor.paths import worded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -82,8 +83,7 @@ def gguf_file(reference: str, checkpoint: Path | None) -> Path | None:
 def _from_pretrained(file: Path) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
-    if not file.is_file():
-        raise ModelError(f"{file}: no such file. Expected a GGUF file.")
+    require_weights(file)
     try:
         # The bar over the tensors asks nobody whether it is wanted.
         with quiet(), contextlib.redirect_stderr(io.StringIO()):
@@ -91,7 +91,9 @@ def _from_pretrained(file: Path) -> PreTrainedModel:
                 file.parent, gguf_file=file.name, dtype=torch.float32
             )
     except Exception as error:  # the reader meets damage with whatever its parsing runs into
-        raise ModelError(f"{file}: transformers cannot read this GGUF file: {error}") from error
+        raise ModelError(
+            f"{file}: transformers cannot read this GGUF file: {worded(error)}"
+        ) from error
     # From here on the weights are plain floats, and saved as such.
     module.hf_quantizer = None
     module.is_quantized = False

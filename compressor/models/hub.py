@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from compressor.errors import ModelError
+from compressor.paths import worded
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 TEXT_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.py")
@@ -50,6 +51,6 @@ def snapshot(reference: str, *, weights: bool) -> Path:
         ) from error
     except (HfHubHTTPError, HFValidationError) as error:
         raise ModelError(
-            f"No model {reference!r} on the hub, and no such directory here: {error}"
+            f"No model {reference!r} on the hub, and no such directory here: {worded(error)}"
         ) from error
     return directory

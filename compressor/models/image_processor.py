@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from compressor.errors import ModelError
 from compressor.models.quiet import quiet
 from compressor.models.source import ImageTransform, ModelOptions
+from compressor.paths import worded
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -48,7 +49,7 @@ def image_transform(
             return _read(loaded.to_dict(), size, options)
         except Exception as error:  # a processor checks its values only where it first uses them
             raise ModelError(
-                f"{path} describes no preprocessing: {type(error).__name__}: {error}"
+                f"{path} describes no preprocessing: {type(error).__name__}: {worded(error)}"
             ) from error
     return _read({}, size, options)
 

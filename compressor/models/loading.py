@@ -62,7 +62,7 @@ def shape_mismatch(where: str, key: str, expected: tuple[int, ...], found: tuple
             f"{found[0]})."
         )
     elif "pos_embed" in key or "position" in key:
-        advice = "The model was trained at another resolution or length: pass --input-size C H W."
+        advice = "The model was trained at another resolution or length: pass --input-size C,H,W."
     return f"{where}: {key} is {list(found)}, the model expects {list(expected)}. {advice}"
 
 

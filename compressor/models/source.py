@@ -148,7 +148,7 @@ class LoadedModel:
         size = self.transform.input_size if self.transform else self.architecture.get("input_size")
         if not isinstance(size, tuple):
             raise ModelError(
-                f"{self.reference}: nothing tells the size of its input. Pass --input-size C H W, "
+                f"{self.reference}: nothing tells the size of its input. Pass --input-size C,H,W, "
                 "or let the factory return (module, transform)."
             )
         return torch.randn(batch_size, *size, generator=generator).to(device)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from compressor.errors import CompressorError, ModelError
+from compressor.paths import worded
 
 NO_MODEL_ARGUMENTS = (
     "pretrained",
@@ -78,6 +79,6 @@ def create(name: str, arguments: Mapping[str, Any], reference: str) -> nn.Module
         raise
     except Exception as error:  # constructors meet odd arguments with whatever they run into
         raise ModelError(
-            f"{reference}: timm cannot build {name}: {type(error).__name__}: {error}"
+            f"{reference}: timm cannot build {name}: {type(error).__name__}: {worded(error)}"
         ) from error
     return module

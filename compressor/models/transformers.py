@@ -40,6 +40,7 @@ from compressor.models.weights import (
     refuse_quantized,
     size_of,
 )
+from compressor.paths import worded
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -236,7 +237,7 @@ def _config(directory: Path, reference: str, options: ModelOptions) -> Pretraine
     except Exception as error:  # configs validate themselves, each by its own exceptions
         raise ModelError(
             f"{reference}: transformers cannot read its config.json: "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {worded(error)}"
         ) from error
     if options.num_classes is not None and options.num_classes != config.num_labels:
         raise ModelError(
@@ -274,7 +275,7 @@ def _shapes(
     except Exception as error:  # constructors meet odd configs with whatever they run into
         raise ModelError(
             f"{reference}: its config.json describes no model that can be built: "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {worded(error)}"
         ) from error
     return module
 
@@ -317,7 +318,7 @@ def _from_pretrained(
     except Exception as error:  # damage shows wherever the framework first runs into it
         mismatch = None if auto else _first_mismatch(directory, config, reference)
         raise ModelError(
-            mismatch or f"{reference}: transformers cannot load the weights: {error}"
+            mismatch or f"{reference}: transformers cannot load the weights: {worded(error)}"
         ) from error
     missing = sorted(info["missing_keys"])
     if missing:
@@ -440,7 +441,7 @@ def _tokenizer(directory: Path, options: ModelOptions) -> object | None:
                 directory, trust_remote_code=options.trust_remote_code
             )
     except Exception as error:  # the tokenizers library raises bare ones
-        raise ModelError(f"{directory}: its tokenizer cannot be loaded: {error}") from error
+        raise ModelError(f"{directory}: its tokenizer cannot be loaded: {worded(error)}") from error
     return tokenizer
 
 

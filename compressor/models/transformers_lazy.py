@@ -15,6 +15,7 @@ from torch import Tensor
 from compressor.errors import ModelError
 from compressor.models.transformers_names import without_expert_merges
 from compressor.models.weights import PLAIN_FLOATS, TensorHeader, find_weight_files, read_header
+from compressor.paths import worded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,7 +49,7 @@ class _Files(contextlib.ExitStack):
                 self._open[path] = self.enter_context(safe_open(path, framework="pt"))
             tensor: Tensor = self._open[path].get_tensor(key)
         except (SafetensorError, OSError) as error:
-            raise ModelError(f"{path} cannot be read at {key}: {error}") from error
+            raise ModelError(f"{path} cannot be read at {key}: {worded(error)}") from error
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise ModelError(f"{path}: {key} holds NaN or infinite values; it is damaged.")
         return tensor

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from compressor.errors import ModelError
+from compressor.errors import ModelError, NoSuchModelError
 from compressor.jsonfile import read_object
+from compressor.paths import reason, require_readable, state
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 WHOLE = "model.safetensors"
@@ -81,6 +82,21 @@ def is_plain_name(name: object) -> bool:
     )
 
 
+def require_weights(path: Path) -> None:
+    """Refuse a path that is no file, or one that this user may not read.
+
+    Raises:
+        NoSuchModelError: If there is no file.
+        ModelError: If it cannot be read.
+    """
+    if not path.is_file():
+        raise NoSuchModelError(
+            f"No weight file at {path}: it {state(path)}. Expected a file that ends in "
+            f"{', '.join(SUFFIXES)} or .gguf; check the path."
+        )
+    require_readable(path, ModelError)
+
+
 def read_header(paths: Iterable[Path]) -> dict[str, TensorHeader]:
     """Return shape and type of every tensor in the given files, reading no weights where possible.
 
@@ -89,6 +105,7 @@ def read_header(paths: Iterable[Path]) -> dict[str, TensorHeader]:
     """
     header: dict[str, TensorHeader] = {}
     for path in paths:
+        require_weights(path)
         if path.suffix == ".safetensors":
             header |= _safetensors_header(path)
         else:
@@ -113,8 +130,7 @@ def read_state_dict(path: Path, *, device: str = "cpu") -> dict[str, Tensor]:
     Raises:
         ModelError: If the file is missing, damaged, a pickled module, or holds no tensors.
     """
-    if not path.is_file():
-        raise ModelError(f"No weight file at {path}.")
+    require_weights(path)
     if path.suffix not in SUFFIXES:
         raise ModelError(
             f"{path}: cannot read weights from a {path.suffix or 'nameless'} file; expected one of "
@@ -242,8 +258,6 @@ def _safetensors_header(path: Path) -> dict[str, TensorHeader]:
                 key: TensorHeader(tuple(view.get_shape()), SAFETENSORS_DTYPES.get(view.get_dtype()))
                 for key, view in slices.items()
             }
-    except FileNotFoundError:
-        raise ModelError(f"No weight file at {path}.") from None
     except (SafetensorError, OSError) as error:
         raise _damaged(path, error) from error
 
@@ -355,7 +369,8 @@ def _clean(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _damaged(path: Path, error: Exception | str) -> ModelError:
+    why = error if isinstance(error, str) else reason(error)
     return ModelError(
-        f"{path} is damaged or truncated ({path.stat().st_size:,} bytes): {error}. "
+        f"{path} is damaged or truncated ({path.stat().st_size:,} bytes): {why}. "
         "Copy or download it again."
     )

@@ -8,7 +8,7 @@ from compressor.layers.kinds import LAYER_KINDS
 from compressor.measuring import agreement, change
 from compressor.methods.measurement import Measurement
 from compressor.pipeline.measure import measured, measurement_report
-from compressor.progress import Progress
+from compressor.progress import Once, Progress
 from compressor.schema import ComparisonReport, LayerChange, MeasurementReport
 from compressor.settings import DataSettings, MethodSettings, ModelSettings
 from compressor.stopwatch import Stopwatch
@@ -35,13 +35,14 @@ def compare_models(
         method: Patterns of layers to take or leave; the rest is not read.
         stationarity: As for `measure_model`.
         seed: Seed of the split.
-        progress: Told of each batch.
+        progress: Told of each batch, and once of what is the same for both.
 
     Raises:
         UsageError: If the checkpoints share no layer, or a pattern is unknown.
         CompressorError: As `measure_model`.
     """
     watches = Stopwatch(), Stopwatch()
+    told_once = Once(progress)
     (first_loaded, first), (second_loaded, other) = (
         measured(
             model,
@@ -50,7 +51,7 @@ def compare_models(
             stationarity=stationarity,
             seed=seed,
             watch=watch,
-            progress=progress,
+            progress=told_once,
         )
         for model, watch in zip((before, after), watches, strict=True)
     )

@@ -16,6 +16,7 @@ from compressor.checkpoint.save import remove_leftovers
 from compressor.errors import CheckpointError, UsageError
 from compressor.figures import Loaded, versions
 from compressor.fingerprint import code_version, hash_of_weights
+from compressor.paths import worded
 from compressor.progress import Progress
 from compressor.schema import REPORT_FILE, Report
 from compressor.settings import CompressSettings, DataSettings, ModelSettings, SweepSettings
@@ -129,8 +130,8 @@ def alone(directory: Path, out: Path) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise CheckpointError(
-            f"Cannot keep results in {directory}: {error}. Leave out --resume, or choose another "
-            "--out."
+            f"Cannot keep results in {directory}: {worded(error)}. Leave out --resume, or choose "
+            "another --out."
         ) from error
     try:
         yield

@@ -56,6 +56,7 @@ def view_comparison(report: ComparisonReport) -> RenderableType:
         ],
     )
     unmatched = {"first": report.only_before, "second": report.only_after}
+    told = dict.fromkeys((*report.before.notes, *report.after.notes, *report.notes))
     return Group(
         Text(_headline(report), style="bold"),
         *([Text(_predictions(report))] if report.agreement is not None else []),
@@ -69,7 +70,7 @@ def view_comparison(report: ComparisonReport) -> RenderableType:
         Text(),
         *data_lines(report.before.data),
         *(line(f"only {which}", _few(names)) for which, names in unmatched.items() if names),
-        *notes(dict.fromkeys((*report.before.notes, *report.after.notes, *report.notes))),
+        *notes(note for note in told if note not in report.before.data.notes),
         line("first", f"{report.before.model} ({report.before.framework})"),
         line("second", f"{report.after.model} ({report.after.framework})"),
         line("time", duration(sum(report.seconds.values()))),

@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from compressor.errors import CheckpointError, UsageError
+from compressor.paths import refusal, state
 from compressor.report.classes import interval_text
 from compressor.report.figures import MISSING, count, nats, percent, points, shorten, size
 from compressor.report.named_table import NamedTable
@@ -51,14 +52,22 @@ def read_report(directory: Path) -> Report:
 
     Raises:
         UsageError: If there is none.
-        CheckpointError: If it does not follow the schema; the message names the key.
+        CheckpointError: If this user may not read it, or it does not follow the schema; the message
+            names the key.
     """
     path = directory / REPORT_FILE if directory.is_dir() else directory
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        if isinstance(error, PermissionError) or path.is_file():
+            raise CheckpointError(f"Cannot read the report {path}: {refusal(error)}") from error
         raise UsageError(
-            f"Cannot read {path}: {error}. Name directories that `compressor compress` wrote."
+            f"No report at {path}: it {state(path)}. Name directories that `compressor compress` "
+            "wrote."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path} is no report: {error}. Name directories that `compressor compress` wrote."
         ) from error
     try:
         return Report.model_validate_json(text)

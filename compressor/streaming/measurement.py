@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from compressor.methods.measurement import Judgement, Measurement
+from compressor.methods.measurement import Judgement, Measurement, judgement_record
 from compressor.methods.recipe import Recipe
 from compressor.progress import SILENT, Progress
 from compressor.streaming.decompositions import Spectra
@@ -68,14 +68,6 @@ class StreamedMeasurement(Measurement):
 
         def make() -> dict[str, object]:
             found = judge(self.candidates, ranks, settled, self.spectra)
-            return {
-                "kl": found.kl_to_dense,
-                "accuracy": found.accuracy,
-                "recipe": settled.model_dump(mode="json"),
-            }
+            return judgement_record(found, settled)
 
-        if self.cache is None:
-            found = make()
-        else:
-            found = self.cache.record("judgement", self._identity(ranks, recipe), make)
-        return Judgement.model_validate(found), None
+        return Judgement.model_validate(self._recalled("judgement", ranks, recipe, make)), None

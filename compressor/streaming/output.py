@@ -25,6 +25,7 @@ from compressor.checkpoint.whole import (
     written_whole,
 )
 from compressor.errors import CheckpointError
+from compressor.paths import refusal, worded
 from compressor.pipeline.resume import alone, resume_directory
 from compressor.progress import Progress
 
@@ -99,8 +100,8 @@ def _kept(directory: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"Cannot write in {directory}: {error}. What is finished is kept there: make space, "
-            "and the same command goes on."
+            f"Cannot write in {directory}: {worded(error)}. What is finished is kept there: make "
+            "space, and the same command goes on."
         ) from error
 
 
@@ -135,7 +136,7 @@ def write_index(directory: Path, keys: Mapping[str, list[str]], *, parameters: i
     try:
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
-        raise CheckpointError(f"Cannot write {directory / INDEX}: {error}.") from error
+        raise CheckpointError(f"Cannot write {directory / INDEX}: {refusal(error)}") from error
     return size
 
 

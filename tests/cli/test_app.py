@@ -80,7 +80,16 @@ def test_a_wrong_call_is_one_message_and_exit_code_2(words, message, capsys):
     [
         (ModelError("net: no such file"), 1, "error: net: no such file\n"),
         (BudgetError("layers=1%: the least is 4 %"), 3, "error: layers=1%: the least is 4 %\n"),
-        (OSError(28, "No space left on device", "o/x"), 1, "error: No space left on device: o/x\n"),
+        (
+            OSError(28, "No space left on device", "o/x"),
+            1,
+            "error: no space left on device: o/x. Make room, or name a path elsewhere.\n",
+        ),
+        (
+            OSError(36, "File name too long", "o/x"),
+            2,
+            "error: file name too long: o/x. Check the path.\n",
+        ),
         (KeyboardInterrupt(), 130, "error: interrupted\n"),
     ],
 )

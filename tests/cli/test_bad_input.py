@@ -144,8 +144,8 @@ def refused(place, capsys) -> Callable[..., str]:
     ],
 )
 def test_no_such_model(model, saying, place, refused):
-    refused([model, "--data", place.texts], *saying)
-    refused([model], *saying, command="inspect")
+    refused([model, "--data", place.texts], *saying, code=2)
+    refused([model], *saying, code=2, command="inspect")
 
 
 def test_a_directory_without_config(place, refused):
@@ -282,7 +282,7 @@ def test_a_device_that_is_not_there(place, refused):
 
 
 def test_no_such_data(place, refused):
-    refused([place.bert, "--data", place.root / "txts"], "txts", "Did you mean", "texts")
+    refused([place.bert, "--data", place.root / "txts"], "txts", "Did you mean", "texts", code=2)
 
 
 def test_labels_that_are_missing(place, refused):

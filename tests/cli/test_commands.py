@@ -95,6 +95,13 @@ def test_checkpoints_of_other_architectures_are_not_compared(trained_cnn, capsys
     assert "share no layer" in capsys.readouterr().err
 
 
+def test_what_holds_for_both_checkpoints_is_told_once(capsys):
+    assert main(["compare", VIT, VIT, *DIGITS, "--include", "blocks.5.*"]) == 0
+    for told in capsys.readouterr():
+        flat = " ".join(told.split())
+        assert flat.count("Test is a stratified, seeded draw of 150 of 600 samples (limit).") == 1
+
+
 def test_plan_is_written_and_not_overwritten(tmp_path, capsys):
     words = ["plan", VIT, *QUICK, "--method", "svd", "--budget", "layers=40%", "--json"]
     words += ["--out", str(tmp_path / "plan.json")]

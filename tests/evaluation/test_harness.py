@@ -114,7 +114,7 @@ def test_data_and_tasks_together(task, dense, tmp_path):
     [
         ("arc_easy", "Expected lm-eval:TASK"),
         ("lm-eval:", "Expected lm-eval:TASK"),
-        ("lm-eval:missing.yaml", "no such file"),
+        ("lm-eval:missing.yaml", "does not exist"),
     ],
 )
 def test_what_is_no_task_is_refused_before_anything_is_loaded(text, message):

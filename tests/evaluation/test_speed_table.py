@@ -64,6 +64,43 @@ def test_every_layer_has_times_and_calls_count():
     assert table["a"].dense == 2 * table["b"].dense
 
 
+class Convolved(nn.Module):
+    """Two convolutions that have a second form, a 1×1 and a linear layer that have none."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 32, 3, padding=1)
+        self.c, self.d = nn.Conv2d(32, 32, 1), nn.Linear(32, 32)
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, x):
+        return self.head(self.d(self.c(self.b(self.a(x))).mean((2, 3))))
+
+
+def test_what_other_forms_leave_as_it_is_is_timed_once(monkeypatch):
+    model = Convolved().eval()
+    candidates = find_candidates(model, torch.randn(2, 3, 8, 8), conv_form="auto")
+    assert candidates.folded_forms().keys() == {"a", "b"}
+    timed = []
+
+    def count(dense, layer, *rest):
+        timed.append((layer.name, layer.kind))
+        return LayerSpeed(float(len(timed)), (8,), (1.0,))
+
+    monkeypatch.setattr("compressor.evaluation.speed_table._timed", count)
+    subject = Subject(model, candidates, lambda n: torch.randn(n, 3, 8, 8))
+    spatial = candidates.in_forms(candidates.folded_forms())
+    mixed = candidates.in_forms({"a": spatial.layers["a"].kind})
+    tables = [subject.of(c).speed_table(2) for c in (candidates.thinnest(), candidates, spatial)]
+    assert len(timed) == len(set(timed)) == 2 * 2 + 2
+    assert tables[0]["d"] == tables[1]["d"] == tables[2]["d"]
+    last = subject.of(mixed).speed_table(2)
+    assert len(timed) == 6
+    assert (last["a"], last["b"]) == (tables[2]["a"], tables[1]["b"])
+    subject.speed_table(3)  # of another batch size nothing is known
+    assert len(timed) == 10
+
+
 def timed_subject():
     """Return a subject whose times are given: layer a gains by factors, layer b does not."""
     layers = {"a": layer("a", 64, 64), "b": layer("b", 64, 64)}

@@ -80,7 +80,7 @@ def test_options_tell_the_transform(file: Path) -> None:
     bare = load(f"{file}:net")
     assert bare.modality == "tensor"
     assert bare.transform is None
-    with pytest.raises(ModelError, match="--input-size"):
+    with pytest.raises(ModelError, match="--input-size C,H,W"):
         bare.example_inputs()
     model = load(f"{file}:net", input_size=(3, 9, 9), mean=(0.5,) * 3, std=(0.25,) * 3)
     assert model.transform is not None

@@ -67,7 +67,7 @@ def test_number_of_classes_that_contradicts_the_checkpoint(checkpoint: Path) -> 
 def test_resolution_that_the_checkpoint_has_not(tmp_path: Path) -> None:
     module = timm.create_model("test_vit", img_size=64, num_classes=4)
     save_file(module.state_dict(), tmp_path / "w.safetensors")
-    with pytest.raises(ModelError, match=r"pos_embed.*--input-size"):
+    with pytest.raises(ModelError, match=r"pos_embed.*--input-size C,H,W"):
         load("test_vit", checkpoint=tmp_path / "w.safetensors")
     model = load("test_vit", checkpoint=tmp_path / "w.safetensors", input_size=(3, 64, 64))
     assert model.transform is not None
