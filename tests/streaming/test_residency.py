@@ -2,10 +2,12 @@
 
 import torch
 
+from compressor.layers.lowrank import LowRankLinear
 from compressor.progress import SILENT
 from compressor.settings import MethodSettings, ModelSettings, StreamSettings
 from compressor.streaming.checkpoint import open_checkpoint
 from compressor.streaming.measuring import dense_runnable
+from compressor.streaming.residency import _zeros_while_absent
 from tests import language
 
 
@@ -64,3 +66,10 @@ def test_the_model_gives_the_hidden_states_of_one_in_memory(tmp_path):
             torch.testing.assert_close(states.get(index), expected)
     states.drop()
     assert not list(tmp_path.glob("run-*"))
+
+
+def test_a_factorized_layer_that_is_absent_gives_zeros():
+    layer = LowRankLinear(6, 4, 2, device="meta")
+    for module in layer.modules():
+        _zeros_while_absent(module)
+    assert torch.equal(layer(torch.ones(3, 6)), torch.zeros(3, 4))
