@@ -24,11 +24,12 @@ from compressor.stopwatch import Stopwatch
 from compressor.streaming.checkpoint import Checkpoint, open_checkpoint
 from compressor.streaming.evaluating import evaluated
 from compressor.streaming.measurement import StreamedMeasurement
-from compressor.streaming.measuring import load_streamed_data, measured
+from compressor.streaming.measuring import dense_runnable, load_streamed_data, measured
 from compressor.streaming.memory import return_freed_memory
 from compressor.streaming.output import Workshop, growing, write_index
 from compressor.streaming.report import streamed_report
 from compressor.streaming.request import needs_of
+from compressor.streaming.runnable import Runnable
 from compressor.streaming.schema import StreamReport
 from compressor.streaming.writing import lowrank_of, write_units
 
@@ -66,6 +67,8 @@ def stream_model(settings: StreamSettings, *, progress: Progress) -> StreamRepor
         if given is None:
             grant_run(checkpoint.subject, settings.method)
         data = load_streamed_data(settings, checkpoint, seed=seed, progress=progress)
+        # Whether it has blocks to run one by one is known before anything is written.
+        dense = None if data is None else dense_runnable(checkpoint)
     made_of = _key(settings, checkpoint.directory, data)
     out, keep = settings.out.absolute(), settings.resume
     with growing(out, made_of, keep=keep, overwrite=settings.overwrite, progress=progress) as place:
@@ -76,6 +79,7 @@ def stream_model(settings: StreamSettings, *, progress: Progress) -> StreamRepor
             checkpoint,
             data,
             needs,
+            dense=dense,
             place=place,
             made_of=made_of,
             watch=watch,
@@ -88,7 +92,7 @@ def stream_model(settings: StreamSettings, *, progress: Progress) -> StreamRepor
         lowrank = stamped(lowrank_of(checkpoint.units, found.candidates, made), framework)
         MODEL_SOURCES.get(framework).write_architecture(checkpoint.loaded, work, lowrank)
         pair = None
-        if data is not None:
+        if dense is not None and data is not None:
             with watch.stage("evaluate"):
                 pair = evaluated(
                     checkpoint,
@@ -96,6 +100,7 @@ def stream_model(settings: StreamSettings, *, progress: Progress) -> StreamRepor
                     made,
                     work,
                     data.test,
+                    dense=dense,
                     scratch=place.scratch,
                     progress=progress,
                 )
@@ -124,6 +129,7 @@ def _planned(
     data: LabelledData | None,
     needs: Needs,
     *,
+    dense: Runnable | None,
     place: Workshop,
     made_of: dict[str, object],
     watch: Stopwatch,
@@ -137,6 +143,7 @@ def _planned(
     with watch.stage("measure"):
         found = measured(
             checkpoint,
+            dense,
             data,
             needs,
             seed=settings.seed if given is None else given.seed,

@@ -212,4 +212,7 @@ def test_what_needs_the_whole_model_is_refused(tmp_path) -> None:
         streamed(tmp_path / "out", elsewhere)
     with pytest.raises(ModelError, match="more than the hidden state"):
         streamed(tmp_path / "out", asked(language.save("t5", tmp_path / "t5"), "svd-llm"))
-    assert not (tmp_path / "out").exists()
+    weights_alone = asked(tmp_path / "t5", "svd-energy", resume=True)
+    with pytest.raises(ModelError, match="more than the hidden state"):
+        streamed(tmp_path / "out", weights_alone)
+    assert {path.name for path in tmp_path.iterdir()} == {"llama", "t5", "corpus.txt"}
