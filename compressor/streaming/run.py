@@ -54,8 +54,7 @@ def stream_model(settings: StreamSettings, *, progress: Progress) -> StreamRepor
         BudgetError: If a budget cannot be met.
         CheckpointError: If the result cannot be written.
     """
-    if settings.data is not None:
-        refuse_inputs(settings.out, inputs_of(settings.model, settings.data, settings.plan))
+    refuse_inputs(settings.out, inputs_of(settings.model, settings.data, settings.plan))
     refuse_existing(settings.out, overwrite=settings.overwrite)
     given = None if settings.plan is None else read_plan(settings.plan)
     needs = needs_of(settings, given)

@@ -13,7 +13,7 @@ import torch
 import compressor
 from compressor.checkpoint.whole import written_whole
 from compressor.cli import main
-from compressor.errors import CheckpointError, ModelError, UsageError
+from compressor.errors import CheckpointError, ModelError, OutputExistsError, UsageError
 from compressor.layers.lowrank import lowrank_layers
 from compressor.models.weights import find_weight_files
 from compressor.pipeline import compress_model
@@ -164,6 +164,12 @@ def test_what_needs_data_or_other_files_is_refused(tmp_path) -> None:
     with pytest.raises(UsageError, match="belongs to timm"):
         stream_model(settings(Path("test_vit"), tmp_path / "out"), progress=SILENT)
     stream_model(settings(model, tmp_path / "out"), progress=SILENT)
+    plan = tmp_path / "out" / "plan.json"
+    again = StreamSettings(
+        model=ModelSettings(model=str(model)), out=tmp_path / "out", plan=plan, overwrite=True
+    )
+    with pytest.raises(OutputExistsError, match="Inputs are never changed"):
+        stream_model(again, progress=SILENT)
     with pytest.raises(UsageError, match="compressed already"):
         stream_model(settings(tmp_path / "out", tmp_path / "again"), progress=SILENT)
     (model / "model.safetensors").rename(model / "weights")
