@@ -13,6 +13,7 @@ from compressor.figures import versions
 from compressor.fingerprint import code_version
 from compressor.methods.metrics import Needs
 from compressor.methods.plan import Plan, check_against, read_plan
+from compressor.methods.subject import Subject
 from compressor.models.source import MODEL_SOURCES
 from compressor.models.weights import find_weight_files
 from compressor.pipeline.request import inputs_of
@@ -63,9 +64,10 @@ def stream_model(settings: StreamSettings, *, progress: Progress) -> StreamRepor
     seed = settings.seed if given is None else given.seed
     with watch.stage("load"):
         checkpoint = open_checkpoint(settings)
-        if given is None:
-            grant_run(checkpoint.subject, settings.method)
         data = load_streamed_data(settings, checkpoint, seed=seed, progress=progress)
+        subject = checkpoint.subject(data)
+        if given is None:
+            grant_run(subject, settings.method)
         # Whether it has blocks to run one by one is known before anything is written.
         dense = None if data is None else dense_runnable(checkpoint)
     made_of = _key(settings, checkpoint.directory, data)
@@ -79,6 +81,7 @@ def stream_model(settings: StreamSettings, *, progress: Progress) -> StreamRepor
             data,
             needs,
             dense=dense,
+            subject=subject,
             place=place,
             made_of=made_of,
             watch=watch,
@@ -129,6 +132,7 @@ def _planned(
     needs: Needs,
     *,
     dense: Runnable | None,
+    subject: Subject,
     place: Workshop,
     made_of: dict[str, object],
     watch: Stopwatch,
@@ -160,7 +164,7 @@ def _planned(
                 method=settings.method.method,
                 rank_multiple=settings.method.rank_multiple,
                 best_effort=settings.method.best_effort,
-                subject=checkpoint.subject,
+                subject=subject,
                 progress=progress,
             )
         check_against(made, found.candidates)

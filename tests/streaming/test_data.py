@@ -246,3 +246,12 @@ def test_a_buffer_that_is_not_on_disk_is_made_in_compressed_models_too(
     found = streamed(tmp_path / "out", given)
     assert len(found["selection"]) == 1
     assert found["compressed"]["perplexity"] > 0
+
+
+def test_flops_are_counted_at_the_length_of_the_data(tmp_path) -> None:
+    given = asked(language.save("llama", tmp_path / "llama"), "svd")
+    given["method"] = MethodSettings(method="svd", budget=("flops=80%",))
+    streamed(tmp_path / "parts", given)
+    in_memory(tmp_path / "whole", given)
+    plans = [(tmp_path / place / "plan.json").read_text() for place in ("parts", "whole")]
+    assert plans[0] == plans[1]
