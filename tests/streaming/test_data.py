@@ -255,3 +255,30 @@ def test_flops_are_counted_at_the_length_of_the_data(tmp_path) -> None:
     in_memory(tmp_path / "whole", given)
     plans = [(tmp_path / place / "plan.json").read_text() for place in ("parts", "whole")]
     assert plans[0] == plans[1]
+
+
+@pytest.mark.parametrize("stored", ["the head alone", "both alike", "both, and they differ"])
+def test_a_table_that_the_head_shares_may_lie_on_disk_in_any_way(stored, tmp_path) -> None:
+    model = language.build("llama")
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    place = tmp_path / "model"
+    model.save_pretrained(place)
+    language.tokenizer().save_pretrained(place)
+    state = load_file(place / "model.safetensors")
+    table, head = "model.embed_tokens.weight", "lm_head.weight"
+    assert head not in state
+    state[head] = state[table].clone()
+    if stored == "the head alone":
+        del state[table]
+    if stored == "both, and they differ":
+        state[head] *= 2
+    save_file(state, place / "model.safetensors", metadata={"format": "pt"})
+    given = asked(place, "svd-llm")
+    parts = streamed(tmp_path / "parts", given)
+    whole = in_memory(tmp_path / "whole", given)
+    assert_same_weights(tmp_path / "parts", tmp_path / "whole")
+    assert parts["parameters"] == whole["dense"]["parameters"]
+    assert parts["compressed_parameters"] == whole["compressed"]["parameters"]
+    for side in ("dense", "compressed"):
+        assert parts[side]["loss"] == pytest.approx(whole[side]["loss"], rel=1e-5)
