@@ -231,9 +231,9 @@ class Measurement:
         made: list[nn.Module] = []
 
         def make() -> dict[str, object]:
-            model, settled = self.factorized(ranks, recipe)
-            found = self.judge(model)
-            made.append(model)
+            model, settled, found = self._tried(ranks, recipe)
+            if model is not None:
+                made.append(model)
             return {
                 "kl": found.kl_to_dense,
                 "accuracy": found.accuracy,
@@ -246,6 +246,13 @@ class Measurement:
             found = self.cache.record("judgement", self._identity(ranks, recipe), make)
         judgement = Judgement.model_validate(found)
         return judgement, made[0] if made else None
+
+    def _tried(
+        self, ranks: dict[str, int], recipe: Recipe
+    ) -> tuple[nn.Module | None, Recipe, Evaluation]:
+        """Return a factorized model, its recipe with nothing open, and how it fares."""
+        model, settled = self.factorized(ranks, recipe)
+        return model, settled, self.judge(model)
 
     def attributed(self, ranks: dict[str, int], recipe: Recipe) -> dict[str, float]:
         """Return each factorized layer's share of the KL on calibration data, or recall it."""
