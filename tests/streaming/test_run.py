@@ -188,6 +188,10 @@ def test_the_command_line(tmp_path, capsys) -> None:
     assert "leave out --recover" in capsys.readouterr().err
     assert main([*words, "--stream", "--test-data", "x.txt", "--quiet"]) == 2
     assert "give it too" in capsys.readouterr().err
+    assert main([*words, "--stream", "--max-length", "9", "--limit", "2", "--quiet"]) == 2
+    assert "leave out --max-length and --limit" in capsys.readouterr().err
+    assert main([*words, "--stream", "--runtime", "onnx", "--quiet"]) == 2
+    assert "leave out --runtime" in capsys.readouterr().err
     assert main([*words, "--stream", "--method", "evbmf", "--quiet", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["layer_share"] <= 0.6
