@@ -174,7 +174,8 @@ def _planned(
 
 def _key(settings: StreamSettings, directory: Path, data: LabelledData | None) -> dict[str, object]:
     """Return what every shard depends on: files by size and time, since hashing them reads all."""
-    files = [*find_weight_files(directory), directory / "config.json"]
+    code = sorted(directory.glob("*.py"))  # that --trust-remote-code runs
+    files = [*find_weight_files(directory), directory / "config.json", *code]
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     key: dict[str, object] = {
         "files": [list(stat) for stat in stats],

@@ -25,7 +25,7 @@ from compressor.settings import (
     ModelSettings,
     StreamSettings,
 )
-from compressor.streaming import output
+from compressor.streaming import output, run
 from compressor.streaming.run import stream_model
 from tests import language
 
@@ -133,6 +133,17 @@ def test_what_was_kept_of_another_run_is_not_taken(tmp_path, monkeypatch) -> Non
     stream_model(settings(model, tmp_path / "new", method="svd-energy"), progress=SILENT)
     files = [find_weight_files(tmp_path / place) for place in ("out", "new")]
     assert [f.read_bytes() for f in files[0]] == [f.read_bytes() for f in files[1]]
+
+
+def test_other_code_that_comes_with_the_checkpoint_begins_anew(tmp_path) -> None:
+    asked = settings(tmp_path, tmp_path / "out")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "modeling.py").write_text("x = 1\n")
+    before = run._key(asked, tmp_path, None)
+    assert run._key(asked, tmp_path, None) == before
+    (tmp_path / "modeling.py").write_text("x = 10\n")
+    assert run._key(asked, tmp_path, None) != before
 
 
 def test_without_resume_nothing_is_left_of_a_run_that_fails(tmp_path, monkeypatch) -> None:
