@@ -155,13 +155,13 @@ def _exp(loss: float) -> float:
 
 def flops(loaded: Loaded) -> int:
     """Return the FLOPs of one sample, at the length of the test data's first batch."""
-    first = loaded.model.example_inputs(batch_size=1, length=example_length(loaded))
+    first = loaded.model.example_inputs(batch_size=1, length=example_length(loaded.data))
     return count_flops(loaded.model.module, first)[0]
 
 
-def example_length(loaded: Loaded) -> int:
+def example_length(data: LabelledData) -> int:
     """Return the tokens a text has where costs are counted: the test data's first batch's."""
-    inputs, _ = next(iter(loaded.data.test))
+    inputs, _ = next(iter(data.test))
     return _length(inputs)
 
 

@@ -66,14 +66,7 @@ def compress(
     check_target(method, plan)
 
     if stream:
-        unused = [name for name, given in (("--recover", recover), ("--cache", cache)) if given]
-        if unused:
-            raise UsageError(
-                "--stream never has the whole model in memory, and keeps results by --resume "
-                f"alone: leave out {' and '.join(unused)}."
-            )
-        if data.test_data and not data.data:
-            raise UsageError("--stream runs the model where there is --data: give it too.")
+        _refuse_unused(data, method, recover=recover, cache=cache)
         _stream(
             StreamSettings(
                 model=model,
@@ -115,6 +108,32 @@ def compress(
         )
 
     require_met(run(work, settings, view=view_report, shared=True).unmet)
+
+
+def _refuse_unused(
+    data: DataSettings, method: MethodSettings, *, recover: int, cache: Path | None
+) -> None:
+    """Refuse options that streaming would not look at.
+
+    Raises:
+        UsageError: If there is one.
+    """
+    unused = [name for name, given in (("--recover", recover), ("--cache", cache)) if given]
+    if unused:
+        raise UsageError(
+            "--stream never has the whole model in memory, and keeps results by --resume "
+            f"alone: leave out {' and '.join(unused)}."
+        )
+    if method.runtime != MethodSettings().runtime:
+        raise UsageError("--stream times no model: leave out --runtime.")
+    if data.data:
+        return
+    of_data = [name for name, value in data if value != getattr(DataSettings(data=""), name)]
+    if of_data:
+        words = " and ".join(f"--{name.replace('_', '-')}" for name in of_data)
+        raise UsageError(
+            f"--stream runs the model where there is --data: give it too, or leave out {words}."
+        )
 
 
 def _stream(asked: StreamSettings, settings: RunSettings) -> None:

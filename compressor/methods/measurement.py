@@ -44,15 +44,6 @@ class Judgement(BaseModel):
     recipe: Recipe
 
 
-def judgement_record(found: Evaluation, settled: Recipe) -> dict[str, object]:
-    """Return a judgement as JSON: how a compressed model fared, and the recipe it came by."""
-    return {
-        "kl": found.kl_to_dense,
-        "accuracy": found.accuracy,
-        "recipe": settled.model_dump(mode="json"),
-    }
-
-
 @dataclass(frozen=True)
 class Measurement:
     """A dense model, its candidates, and what one pass over the calibration data found.
@@ -240,13 +231,24 @@ class Measurement:
         made: list[nn.Module] = []
 
         def make() -> dict[str, object]:
-            model, settled = self.factorized(ranks, recipe)
-            found = self.judge(model)
-            made.append(model)
-            return judgement_record(found, settled)
+            model, settled, found = self._tried(ranks, recipe)
+            if model is not None:
+                made.append(model)
+            return {
+                "kl": found.kl_to_dense,
+                "accuracy": found.accuracy,
+                "recipe": settled.model_dump(mode="json"),
+            }
 
         judgement = Judgement.model_validate(self._recalled("judgement", ranks, recipe, make))
         return judgement, made[0] if made else None
+
+    def _tried(
+        self, ranks: dict[str, int], recipe: Recipe
+    ) -> tuple[nn.Module | None, Recipe, Evaluation]:
+        """Return a factorized model, its recipe with nothing open, and how it fares."""
+        model, settled = self.factorized(ranks, recipe)
+        return model, settled, self.judge(model)
 
     def attributed(self, ranks: dict[str, int], recipe: Recipe) -> dict[str, float]:
         """Return each factorized layer's share of the KL on calibration data, or recall it."""

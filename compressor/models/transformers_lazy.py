@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +63,8 @@ class LazyWeights:
 
     Args:
         directory: A model directory with safetensors files.
-        module: The model on the meta device.
+        module: The model on the meta device. Of two tensors that it shares, the checkpoint may hold
+            either, or both: as transformers does, those that differ are shared no more in it.
         unfused: Whether its fused modules were taken apart, in memory and on disk.
 
     Attributes:
@@ -115,6 +116,8 @@ class LazyWeights:
             for target in self._targets(name, pattern):
                 self._group_of[target] = name
                 self._note_dtype(target, header[key].dtype)
+        self._settle_shared(own)
+        own = module.state_dict(keep_vars=True)
         present = {id(own[name]) for name in self._group_of if name in own}
         missing = [n for n, p in module.named_parameters() if id(p) not in present]
         if missing:
@@ -138,6 +141,36 @@ class LazyWeights:
                     if name in wanted:
                         found[name] = tensor
         return found
+
+    def _settle_shared(self, own: Mapping[str, Tensor]) -> None:
+        """Have each tensor on disk under one name, the first of those that the module shares."""
+        shared: dict[int, list[str]] = {}
+        for name, tensor in own.items():
+            shared.setdefault(id(tensor), []).append(name)
+        for first, *others in shared.values():
+            for name in others:
+                if name not in self._group_of:
+                    continue
+                if first not in self._group_of:
+                    self._rename(name, first)
+                elif self._alike(first, name):
+                    self._forget(name)
+                else:
+                    _share_no_more(self._module, name)
+
+    def _alike(self, one: str, other: str) -> bool:
+        found = self.read((one, other))
+        return torch.equal(found[one], found[other])
+
+    def _rename(self, name: str, to: str) -> None:
+        self._groups[to] = self._groups.pop(self._group_of.pop(name))
+        self._group_of[to] = to
+        if name in self.dtypes:
+            self.dtypes[to] = self.dtypes.pop(name)
+
+    def _forget(self, name: str) -> None:
+        self._groups.pop(self._group_of.pop(name), None)
+        self.dtypes.pop(name, None)
 
     def _converted(self, first: str, files: _Files) -> dict[str, Tensor]:
         """Return one group's tensors as transformers converts them."""
@@ -168,6 +201,15 @@ class LazyWeights:
         assert dtype is not None
         known = self.dtypes.get(name, dtype)
         self.dtypes[name] = max(known, dtype, key=lambda d: torch.finfo(d).bits)
+
+
+def _share_no_more(module: PreTrainedModel, name: str) -> None:
+    owner, _, child = name.rpartition(".")
+    part = module.get_submodule(owner)
+    tensor = part._parameters[child]
+    assert tensor is not None
+    part._parameters[child] = torch.nn.Parameter(torch.empty_like(tensor), requires_grad=False)
+    module.all_tied_weights_keys.pop(name, None)
 
 
 def on_disk(

@@ -18,10 +18,11 @@ WINDOWS_TO_JUDGE = 128
 
 
 def inputs_of(
-    model: ModelSettings, data: DataSettings, plan: Path | None = None
+    model: ModelSettings, data: DataSettings | None, plan: Path | None = None
 ) -> tuple[str | Path | None, ...]:
     """Return everything that a run reads, as it was named."""
-    return model.model, model.checkpoint, model.factory, data.data, data.test_data, plan
+    texts = () if data is None else (data.data, data.test_data)
+    return model.model, model.checkpoint, model.factory, *texts, plan
 
 
 def check_names(method: MethodSettings) -> None:

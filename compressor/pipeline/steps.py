@@ -79,7 +79,7 @@ def subject_run(loaded: Loaded, method: MethodSettings) -> Subject:
         exclude=method.exclude,
         conv_form=conv_form_of(method.method, method.conv_form),
     )
-    length = example_length(loaded)
+    length = example_length(loaded.data)
     return Subject(
         model=module,
         candidates=candidates,

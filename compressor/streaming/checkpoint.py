@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from compressor.checkpoint.format import find_lowrank, read_config
+from compressor.data import LabelledData
 from compressor.errors import ModelError, UsageError
+from compressor.figures import example_length
 from compressor.gathering import candidates_of
 from compressor.layers.candidates import Candidates
 from compressor.layers.unfusing import unfused
@@ -43,13 +46,15 @@ class Checkpoint:
         """The dense model on the meta device."""
         return self.loaded.module
 
-    @property
-    def subject(self) -> Subject:
-        """What budgets are counted on."""
+    def subject(self, data: LabelledData | None) -> Subject:
+        """Return what budgets are counted on: inputs are as long as the data's, if there is any."""
+        inputs = self.loaded.example_inputs
+        if data is not None:
+            inputs = partial(inputs, length=example_length(data))
         return Subject(
             model=self.units.shapes,
             candidates=self.candidates,
-            inputs=self.loaded.example_inputs,
+            inputs=inputs,
             storage_dtypes=self.weights.dtypes,
         )
 

@@ -16,8 +16,7 @@ from compressor.progress import Progress
 from compressor.streaming.checkpoint import Checkpoint
 from compressor.streaming.compressed import compressed_shapes
 from compressor.streaming.judging import keeps_head
-from compressor.streaming.measuring import dense_runnable
-from compressor.streaming.runnable import runnable
+from compressor.streaming.runnable import Runnable, runnable
 from compressor.streaming.scores import scored
 from compressor.streaming.units import unit_of
 
@@ -29,6 +28,7 @@ def evaluated(
     work: Path,
     batches: Batches,
     *,
+    dense: Runnable,
     scratch: Path,
     progress: Progress,
 ) -> tuple[Evaluation, Evaluation]:
@@ -40,10 +40,10 @@ def evaluated(
         made: Ranks of the other one.
         work: Where its shards lie, with their index.
         batches: Test batches of (inputs, labels [B, T]).
+        dense: The dense model, ready to be run.
         scratch: Where hidden states go.
         progress: Told of each part.
     """
-    dense = dense_runnable(checkpoint)
     shapes: Any = compressed_shapes(checkpoint.units.shapes, candidates, made.ranks)
     weights = LazyWeights(work, shapes, unfused=bool(checkpoint.units.unfused))
     inside: dict[str, list[str]] = {}

@@ -57,7 +57,7 @@ class Judge:
             compressed_shapes(self.units.shapes, candidates, ranks),
             units=self.units.names,
             read=lambda name: compressed_unit(self.units, name, ranks, recipe, spectra),
-            buffers=self.units.sizes,
+            buffers=self.units.stored,
         )
         dense = (self.dense, self._states)
         states = small.last_states(

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from torch import nn
 
-from compressor.methods.measurement import Judgement, Measurement, judgement_record
+from compressor.evaluation.loop import Evaluation
+from compressor.methods.measurement import Measurement
 from compressor.methods.recipe import Recipe
 from compressor.progress import SILENT, Progress
 from compressor.streaming.decompositions import Spectra
@@ -55,19 +56,11 @@ class StreamedMeasurement(Measurement):
         del ranks, progress
         return self.model, recipe.model_copy(update={"norm_correction": False})
 
-    def judged(self, ranks: dict[str, int], recipe: Recipe) -> tuple[Judgement, nn.Module | None]:
-        """Run the model that ranks and recipe give, one block at a time, or recall how it did.
-
-        Raises:
-            ValueError: If there is no selection data.
-        """
-        judge = self.judge_on_disk
-        if judge is None:
+    def _tried(
+        self, ranks: dict[str, int], recipe: Recipe
+    ) -> tuple[nn.Module | None, Recipe, Evaluation]:
+        """Run the model that ranks and recipe give, one block at a time; it is never there."""
+        if self.judge_on_disk is None:
             raise ValueError("there is no selection data to judge on")
-        settled = recipe.model_copy(update={"norm_correction": False})
-
-        def make() -> dict[str, object]:
-            found = judge(self.candidates, ranks, settled, self.spectra)
-            return judgement_record(found, settled)
-
-        return Judgement.model_validate(self._recalled("judgement", ranks, recipe, make)), None
+        _, settled = self.factorized(ranks, recipe)
+        return None, settled, self.judge_on_disk(self.candidates, ranks, settled, self.spectra)

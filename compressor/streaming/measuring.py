@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 from compressor.cache import Cache
 from compressor.calibration import probe_inputs
 from compressor.collapse.block_capture import capture_blocks
-from compressor.collapse.capture import Statistics, frozen
+from compressor.collapse.capture import frozen
 from compressor.collapse.chain import uncached
 from compressor.collapse.residency import check_chain
 from compressor.data import LabelledData, load_data
@@ -61,6 +60,7 @@ def dense_runnable(checkpoint: Checkpoint) -> Runnable:
 
 def measured(
     checkpoint: Checkpoint,
+    dense: Runnable | None,
     data: LabelledData | None,
     needs: Needs,
     *,
@@ -73,15 +73,22 @@ def measured(
 
     Args:
         checkpoint: The dense model.
-        data: Windows of text; None where only weights are looked at.
+        dense: The same, ready to be run; None without data.
+        data: Windows of text; None where the model is not run.
         needs: What the method needs.
         seed: Seed of every draw.
         scratch: A directory for statistics, hidden states and decompositions. What an earlier run
             left there is taken up.
         cache: Where judgements are kept.
         progress: Told of each part.
+
+    Raises:
+        ModelError: If a block computes something else by itself.
     """
-    if data is None or needs == "weights":
+    kept = scratch / "statistics"
+    if dense is not None and data is not None and not (kept / _JOURNAL).is_file():
+        _check(dense, data, progress)
+    if dense is None or data is None or needs == "weights":
         return StreamedMeasurement(
             model=checkpoint.units.shapes,
             candidates=checkpoint.candidates,
@@ -93,14 +100,17 @@ def measured(
             seed=seed,
             units=checkpoint.units,
         )
-    dense = dense_runnable(checkpoint)
-    statistics = _captured(
-        checkpoint,
-        dense,
-        data,
-        needs,
+    statistics = capture_blocks(
+        dense.model,
+        data.calibration,
+        checkpoint.candidates,
+        forward=TokenForward(),
+        chain=dense.chain,
+        gradients=needs == "gradients",
+        loss=needs == "loss",
         seed=seed,
-        kept=scratch / "statistics",
+        residency=dense.residency,
+        kept=kept,
         progress=progress,
     )
     selection = data.selection if len(data.selection) else None
@@ -126,35 +136,11 @@ def measured(
     )
 
 
-def _captured(
-    checkpoint: Checkpoint,
-    dense: Runnable,
-    data: LabelledData,
-    needs: Needs,
-    *,
-    seed: int,
-    kept: Path,
-    progress: Progress,
-) -> Statistics:
+def _check(dense: Runnable, data: LabelledData, progress: Progress) -> None:
+    """Make sure that blocks can be run one by one, before anything is measured or written."""
     forward = TokenForward()
-    if not (kept / _JOURNAL).is_file():
-        probe = probe_inputs(data.calibration, forward.device)
-        with ExitStack() as held:
-            held.enter_context(frozen(dense.model))
-            held.enter_context(uncached(dense.model))
-            call = partial(forward, dense.model, probe)
-            progress.note("Comparing each block by itself with the same in the whole model.")
-            check_chain(dense.chain, call, dense.residency)
-    return capture_blocks(
-        dense.model,
-        data.calibration,
-        checkpoint.candidates,
-        forward=forward,
-        chain=dense.chain,
-        gradients=needs == "gradients",
-        loss=needs == "loss",
-        seed=seed,
-        residency=dense.residency,
-        kept=kept,
-        progress=progress,
-    )
+    probe = probe_inputs(data.calibration, forward.device)
+    with frozen(dense.model), uncached(dense.model):
+        call = partial(forward, dense.model, probe)
+        progress.note("Comparing each block by itself with the same in the whole model.")
+        check_chain(dense.chain, call, dense.residency)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from compressor.collapse.chain import Call, Chain
 from compressor.errors import ModelError
@@ -153,6 +153,8 @@ def _zeros_while_absent(module: nn.Module) -> None:
             return own(*args, **kwargs)
         with torch.no_grad(), torch.device("meta"):
             made = own(*tree_map(_shape, args), **tree_map(_shape, kwargs))
+        if any(_is_shape(value) for value in tree_leaves((args, kwargs))):
+            return made  # it lies in another one that is absent, a factorized layer
         return tree_map(_zeros, made)
 
     module.forward = forward
@@ -163,6 +165,10 @@ def _known(unit: str, known: Container[str]) -> str | None:
     while unit and unit not in known:  # the factors of a layer that is a unit lie below it
         unit = unit.rpartition(".")[0]
     return unit or None
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_meta
 
 
 def _shape(value: Any) -> Any:

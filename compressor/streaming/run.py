@@ -13,6 +13,7 @@ from compressor.figures import versions
 from compressor.fingerprint import code_version
 from compressor.methods.metrics import Needs
 from compressor.methods.plan import Plan, check_against, read_plan
+from compressor.methods.subject import Subject
 from compressor.models.source import MODEL_SOURCES
 from compressor.models.weights import find_weight_files
 from compressor.pipeline.request import inputs_of
@@ -24,11 +25,12 @@ from compressor.stopwatch import Stopwatch
 from compressor.streaming.checkpoint import Checkpoint, open_checkpoint
 from compressor.streaming.evaluating import evaluated
 from compressor.streaming.measurement import StreamedMeasurement
-from compressor.streaming.measuring import load_streamed_data, measured
+from compressor.streaming.measuring import dense_runnable, load_streamed_data, measured
 from compressor.streaming.memory import return_freed_memory
 from compressor.streaming.output import Workshop, growing, write_index
 from compressor.streaming.report import streamed_report
 from compressor.streaming.request import needs_of
+from compressor.streaming.runnable import Runnable
 from compressor.streaming.schema import StreamReport
 from compressor.streaming.writing import lowrank_of, write_units
 
@@ -53,8 +55,7 @@ def stream_model(settings: StreamSettings, *, progress: Progress) -> StreamRepor
         BudgetError: If a budget cannot be met.
         CheckpointError: If the result cannot be written.
     """
-    if settings.data is not None:
-        refuse_inputs(settings.out, inputs_of(settings.model, settings.data, settings.plan))
+    refuse_inputs(settings.out, inputs_of(settings.model, settings.data, settings.plan))
     refuse_existing(settings.out, overwrite=settings.overwrite)
     given = None if settings.plan is None else read_plan(settings.plan)
     needs = needs_of(settings, given)
@@ -63,9 +64,12 @@ def stream_model(settings: StreamSettings, *, progress: Progress) -> StreamRepor
     seed = settings.seed if given is None else given.seed
     with watch.stage("load"):
         checkpoint = open_checkpoint(settings)
-        if given is None:
-            grant_run(checkpoint.subject, settings.method)
         data = load_streamed_data(settings, checkpoint, seed=seed, progress=progress)
+        subject = checkpoint.subject(data)
+        if given is None:
+            grant_run(subject, settings.method)
+        # Whether it has blocks to run one by one is known before anything is written.
+        dense = None if data is None else dense_runnable(checkpoint)
     made_of = _key(settings, checkpoint.directory, data)
     out, keep = settings.out.absolute(), settings.resume
     with growing(out, made_of, keep=keep, overwrite=settings.overwrite, progress=progress) as place:
@@ -76,6 +80,8 @@ def stream_model(settings: StreamSettings, *, progress: Progress) -> StreamRepor
             checkpoint,
             data,
             needs,
+            dense=dense,
+            subject=subject,
             place=place,
             made_of=made_of,
             watch=watch,
@@ -88,7 +94,7 @@ def stream_model(settings: StreamSettings, *, progress: Progress) -> StreamRepor
         lowrank = stamped(lowrank_of(checkpoint.units, found.candidates, made), framework)
         MODEL_SOURCES.get(framework).write_architecture(checkpoint.loaded, work, lowrank)
         pair = None
-        if data is not None:
+        if dense is not None and data is not None:
             with watch.stage("evaluate"):
                 pair = evaluated(
                     checkpoint,
@@ -96,6 +102,7 @@ def stream_model(settings: StreamSettings, *, progress: Progress) -> StreamRepor
                     made,
                     work,
                     data.test,
+                    dense=dense,
                     scratch=place.scratch,
                     progress=progress,
                 )
@@ -124,6 +131,8 @@ def _planned(
     data: LabelledData | None,
     needs: Needs,
     *,
+    dense: Runnable | None,
+    subject: Subject,
     place: Workshop,
     made_of: dict[str, object],
     watch: Stopwatch,
@@ -137,6 +146,7 @@ def _planned(
     with watch.stage("measure"):
         found = measured(
             checkpoint,
+            dense,
             data,
             needs,
             seed=settings.seed if given is None else given.seed,
@@ -154,7 +164,7 @@ def _planned(
                 method=settings.method.method,
                 rank_multiple=settings.method.rank_multiple,
                 best_effort=settings.method.best_effort,
-                subject=checkpoint.subject,
+                subject=subject,
                 progress=progress,
             )
         check_against(made, found.candidates)
@@ -164,7 +174,8 @@ def _planned(
 
 def _key(settings: StreamSettings, directory: Path, data: LabelledData | None) -> dict[str, object]:
     """Return what every shard depends on: files by size and time, since hashing them reads all."""
-    files = [*find_weight_files(directory), directory / "config.json"]
+    code = sorted(directory.glob("*.py"))  # that --trust-remote-code runs
+    files = [*find_weight_files(directory), directory / "config.json", *code]
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     key: dict[str, object] = {
         "files": [list(stat) for stat in stats],

@@ -126,7 +126,10 @@ def shape_probe(loaded: LoadedModel) -> Inputs:
 @contextlib.contextmanager
 def unpadded(config: Any) -> Iterator[None]:
     """Have transformers not look for padding among inputs that are shapes alone."""
-    padding = config.pad_token_id
+    padding = getattr(config, "pad_token_id", None)
+    if padding is None:  # not every config knows of one
+        yield
+        return
     config.pad_token_id = None
     try:
         yield

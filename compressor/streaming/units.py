@@ -40,6 +40,7 @@ class Units:
         shapes: The model taken apart, on the meta device.
         unfused: Names of the modules that were taken apart.
         sizes: Values of every tensor by its name.
+        stored: Names of the tensors that are on disk; a buffer may be missing.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Units:
         layers: dict[str, dict[str, Candidate]] = {name: {} for name in tensors}
         for name, layer in candidates.layers.items():
             layers[unit_of(apart, f"{name}.weight")][name] = layer
+        self.stored = weights.names
         self._units = {
             name: Unit(name, tuple(names), layers[name]) for name, names in tensors.items()
         }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import compressor
 from compressor.collapse.block_capture import _Run
@@ -212,4 +213,72 @@ def test_what_needs_the_whole_model_is_refused(tmp_path) -> None:
         streamed(tmp_path / "out", elsewhere)
     with pytest.raises(ModelError, match="more than the hidden state"):
         streamed(tmp_path / "out", asked(language.save("t5", tmp_path / "t5"), "svd-llm"))
-    assert not (tmp_path / "out").exists()
+    weights_alone = asked(tmp_path / "t5", "svd-energy", resume=True)
+    with pytest.raises(ModelError, match="more than the hidden state"):
+        streamed(tmp_path / "out", weights_alone)
+    assert {path.name for path in tmp_path.iterdir()} == {"llama", "t5", "corpus.txt"}
+
+
+def test_a_buffer_that_is_not_on_disk_is_made_in_compressed_models_too(
+    tmp_path, monkeypatch
+) -> None:
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.DeepseekV3Config(
+        vocab_size=len(language.SPECIAL) + len(language.WORDS), hidden_size=32,
+        intermediate_size=64, moe_intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=4, n_routed_experts=4, num_experts_per_tok=2,
+        n_group=2, topk_group=1, first_k_dense_replace=1, q_lora_rank=16, kv_lora_rank=16,
+        qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8, pad_token_id=2, eos_token_id=1,
+        bos_token_id=1,
+    )  # fmt: skip
+    model = transformers.DeepseekV3ForCausalLM(config)
+    model.save_pretrained(tmp_path / "model")
+    language.tokenizer().save_pretrained(tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    state = load_file(path)
+    assert state.pop("model.layers.1.mlp.gate.e_score_correction_bias") is not None
+    save_file(state, path, metadata={"format": "pt"})
+    monkeypatch.setattr(guided, "FORWARD_GRID", guided.FORWARD_GRID[:1])
+    given = asked(tmp_path / "model", "nc1")
+    given["method"] = MethodSettings(method="nc1", budget=BUDGET, gradients=False)
+    found = streamed(tmp_path / "out", given)
+    assert len(found["selection"]) == 1
+    assert found["compressed"]["perplexity"] > 0
+
+
+def test_flops_are_counted_at_the_length_of_the_data(tmp_path) -> None:
+    given = asked(language.save("llama", tmp_path / "llama"), "svd")
+    given["method"] = MethodSettings(method="svd", budget=("flops=80%",))
+    streamed(tmp_path / "parts", given)
+    in_memory(tmp_path / "whole", given)
+    plans = [(tmp_path / place / "plan.json").read_text() for place in ("parts", "whole")]
+    assert plans[0] == plans[1]
+
+
+@pytest.mark.parametrize("stored", ["the head alone", "both alike", "both, and they differ"])
+def test_a_table_that_the_head_shares_may_lie_on_disk_in_any_way(stored, tmp_path) -> None:
+    model = language.build("llama")
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    place = tmp_path / "model"
+    model.save_pretrained(place)
+    language.tokenizer().save_pretrained(place)
+    state = load_file(place / "model.safetensors")
+    table, head = "model.embed_tokens.weight", "lm_head.weight"
+    assert head not in state
+    state[head] = state[table].clone()
+    if stored == "the head alone":
+        del state[table]
+    if stored == "both, and they differ":
+        state[head] *= 2
+    save_file(state, place / "model.safetensors", metadata={"format": "pt"})
+    given = asked(place, "svd-llm")
+    parts = streamed(tmp_path / "parts", given)
+    whole = in_memory(tmp_path / "whole", given)
+    assert_same_weights(tmp_path / "parts", tmp_path / "whole")
+    assert parts["parameters"] == whole["dense"]["parameters"]
+    assert parts["compressed_parameters"] == whole["compressed"]["parameters"]
+    for side in ("dense", "compressed"):
+        assert parts[side]["loss"] == pytest.approx(whole[side]["loss"], rel=1e-5)

@@ -1,11 +1,16 @@
 """A model whose parts are read while they run: never two of them, and zeros for what is absent."""
 
+from types import SimpleNamespace
+
 import torch
 
+from compressor.layers.lowrank import LowRankLinear
 from compressor.progress import SILENT
 from compressor.settings import MethodSettings, ModelSettings, StreamSettings
 from compressor.streaming.checkpoint import open_checkpoint
 from compressor.streaming.measuring import dense_runnable
+from compressor.streaming.residency import _zeros_while_absent
+from compressor.streaming.runnable import unpadded
 from tests import language
 
 
@@ -64,3 +69,19 @@ def test_the_model_gives_the_hidden_states_of_one_in_memory(tmp_path):
             torch.testing.assert_close(states.get(index), expected)
     states.drop()
     assert not list(tmp_path.glob("run-*"))
+
+
+def test_a_factorized_layer_that_is_absent_gives_zeros():
+    layer = LowRankLinear(6, 4, 2, device="meta")
+    for module in layer.modules():
+        _zeros_while_absent(module)
+    assert torch.equal(layer(torch.ones(3, 6)), torch.zeros(3, 4))
+
+
+def test_configs_that_know_of_no_padding_are_left_alone():
+    plain, padded = SimpleNamespace(), SimpleNamespace(pad_token_id=2)
+    with unpadded(plain), unpadded(padded):
+        assert not vars(plain)
+        assert padded.pad_token_id is None
+    assert not vars(plain)
+    assert padded.pad_token_id == 2

@@ -13,7 +13,7 @@ import torch
 import compressor
 from compressor.checkpoint.whole import written_whole
 from compressor.cli import main
-from compressor.errors import CheckpointError, ModelError, UsageError
+from compressor.errors import CheckpointError, ModelError, OutputExistsError, UsageError
 from compressor.layers.lowrank import lowrank_layers
 from compressor.models.weights import find_weight_files
 from compressor.pipeline import compress_model
@@ -25,7 +25,7 @@ from compressor.settings import (
     ModelSettings,
     StreamSettings,
 )
-from compressor.streaming import output
+from compressor.streaming import output, run
 from compressor.streaming.run import stream_model
 from tests import language
 
@@ -135,6 +135,17 @@ def test_what_was_kept_of_another_run_is_not_taken(tmp_path, monkeypatch) -> Non
     assert [f.read_bytes() for f in files[0]] == [f.read_bytes() for f in files[1]]
 
 
+def test_other_code_that_comes_with_the_checkpoint_begins_anew(tmp_path) -> None:
+    asked = settings(tmp_path, tmp_path / "out")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "modeling.py").write_text("x = 1\n")
+    before = run._key(asked, tmp_path, None)
+    assert run._key(asked, tmp_path, None) == before
+    (tmp_path / "modeling.py").write_text("x = 10\n")
+    assert run._key(asked, tmp_path, None) != before
+
+
 def test_without_resume_nothing_is_left_of_a_run_that_fails(tmp_path, monkeypatch) -> None:
     model = language.save("llama", tmp_path / "llama")
 
@@ -164,6 +175,12 @@ def test_what_needs_data_or_other_files_is_refused(tmp_path) -> None:
     with pytest.raises(UsageError, match="belongs to timm"):
         stream_model(settings(Path("test_vit"), tmp_path / "out"), progress=SILENT)
     stream_model(settings(model, tmp_path / "out"), progress=SILENT)
+    plan = tmp_path / "out" / "plan.json"
+    again = StreamSettings(
+        model=ModelSettings(model=str(model)), out=tmp_path / "out", plan=plan, overwrite=True
+    )
+    with pytest.raises(OutputExistsError, match="Inputs are never changed"):
+        stream_model(again, progress=SILENT)
     with pytest.raises(UsageError, match="compressed already"):
         stream_model(settings(tmp_path / "out", tmp_path / "again"), progress=SILENT)
     (model / "model.safetensors").rename(model / "weights")
@@ -182,6 +199,10 @@ def test_the_command_line(tmp_path, capsys) -> None:
     assert "leave out --recover" in capsys.readouterr().err
     assert main([*words, "--stream", "--test-data", "x.txt", "--quiet"]) == 2
     assert "give it too" in capsys.readouterr().err
+    assert main([*words, "--stream", "--max-length", "9", "--limit", "2", "--quiet"]) == 2
+    assert "leave out --max-length and --limit" in capsys.readouterr().err
+    assert main([*words, "--stream", "--runtime", "onnx", "--quiet"]) == 2
+    assert "leave out --runtime" in capsys.readouterr().err
     assert main([*words, "--stream", "--method", "evbmf", "--quiet", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["layer_share"] <= 0.6
