@@ -31,7 +31,7 @@ from compressor.pipeline.steps import (
     subject_run,
 )
 from compressor.progress import Progress
-from compressor.schema import RecoveryFigures, Report
+from compressor.schema import REPORT_FILE, RecoveryFigures, Report
 from compressor.settings import CompressSettings
 from compressor.speed import speed_figures
 from compressor.stages import factorize, planned_forms
@@ -62,9 +62,9 @@ def compress_model(
     """
     refuse_inputs(settings.out, inputs_of(settings.model, settings.data, settings.plan))
     group = current()
-    done = finished_before(settings) if group.leads else None
+    done = finished_before(settings, Report, REPORT_FILE) if group.leads else None
     if group.told(done is not None) and done is None:
-        done = finished_before(settings)
+        done = finished_before(settings, Report, REPORT_FILE)
     if done is not None:
         progress.note(f"{settings.out} was finished before by this command; nothing is to be done.")
         return done

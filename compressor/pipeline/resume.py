@@ -7,6 +7,7 @@ import hashlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
@@ -18,10 +19,20 @@ from compressor.figures import Loaded, versions
 from compressor.fingerprint import code_version, hash_of_weights
 from compressor.paths import worded
 from compressor.progress import Progress
-from compressor.schema import REPORT_FILE, Report
-from compressor.settings import CompressSettings, DataSettings, ModelSettings, SweepSettings
+from compressor.schema import Report
+from compressor.settings import (
+    CompressSettings,
+    DataSettings,
+    ModelSettings,
+    StreamSettings,
+    SweepSettings,
+)
+from compressor.streaming.schema import StreamReport
 
 _LOCK = ".run.lock"
+
+
+Told = TypeVar("Told", Report, StreamReport)
 
 
 def run_key(loaded: Loaded, model: ModelSettings, data: DataSettings) -> dict[str, object]:
@@ -100,18 +111,23 @@ def _results(directory: Path) -> bool:
     return any(not path.name.startswith(".") for path in directory.iterdir())
 
 
-def finished_before(settings: CompressSettings) -> Report | None:
+def finished_before(
+    settings: CompressSettings | StreamSettings, kind: type[Told], file: str
+) -> Told | None:
     """Return the report of an output that this very command has finished, else None.
 
     A run that is killed after it wrote its output, and a scheduler that repeats a command, are
     given what is there.
+
+    Args:
+        settings: What is asked for.
+        kind: What the report is.
+        file: Its name in the output.
     """
     if not settings.resume or settings.overwrite or settings.command is None:
         return None
     try:
-        report = Report.model_validate_json(
-            (settings.out / REPORT_FILE).read_text(encoding="utf-8")
-        )
+        report = kind.model_validate_json((settings.out / file).read_text(encoding="utf-8"))
     except (OSError, ValidationError, UnicodeDecodeError):
         return None
     return report if report.command == settings.command else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from compressor.cache import Cache
@@ -17,6 +18,7 @@ from compressor.methods.subject import Subject
 from compressor.models.source import MODEL_SOURCES
 from compressor.models.weights import find_weight_files
 from compressor.pipeline.request import inputs_of
+from compressor.pipeline.resume import finished_before, resume_directory
 from compressor.pipeline.steps import grant_run
 from compressor.progress import Progress
 from compressor.settings import StreamSettings
@@ -56,6 +58,11 @@ def stream_model(settings: StreamSettings, *, progress: Progress) -> StreamRepor
         CheckpointError: If the result cannot be written.
     """
     refuse_inputs(settings.out, inputs_of(settings.model, settings.data, settings.plan))
+    done = finished_before(settings, StreamReport, REPORT)
+    if done is not None:
+        shutil.rmtree(resume_directory(settings.out), ignore_errors=True)
+        progress.note(f"{settings.out} was finished before by this command; nothing is to be done.")
+        return done
     refuse_existing(settings.out, overwrite=settings.overwrite)
     given = None if settings.plan is None else read_plan(settings.plan)
     needs = needs_of(settings, given)

@@ -17,9 +17,10 @@ from compressor.collapse.token_capture import capture_tokens
 from compressor.errors import LayerError
 from compressor.forward import Forward
 from compressor.gathering import blocks_of
-from compressor.layers.candidates import Candidates
+from compressor.layers.candidates import Candidates, specs_of
+from compressor.layers.kinds import LAYER_KINDS
 from compressor.layers.search import find_candidates
-from compressor.layers.surgery import structural_copy
+from compressor.layers.surgery import install, structural_copy
 from compressor.methods.constraints import weights_within
 from compressor.methods.layer_fit import LayerFit
 from compressor.methods.norms import norm_inputs
@@ -305,6 +306,62 @@ def test_language_models_come_nearer_to_the_dense_one(family):
     better, _ = found.factorized(ranks, recipe.model_copy(update={"refit": RIDGE}))
     least = 0.9 if family == "llama" else 1.0
     assert found.divergence(better) < least * found.divergence(plain)
+
+
+def test_what_ends_a_block_is_fitted_to_the_drift_of_the_residual_stream_too():
+    model = language.build("llama").double().eval()
+    given = [(inputs, None) for inputs, _ in token_batches(3)]
+    layers = find_candidates(model, given[0][0]).layers
+    small = structural_copy(model)
+    install(small, {n: s for n in layers for n, s in specs_of(model, layers[n], 6).items()})
+    for name in layers:
+        left, values, right = torch.linalg.svd(model.get_submodule(name).weight.detach())
+        kind = LAYER_KINDS.get(layers[name].kind)
+        kind.fill(small.get_submodule(name), left[:, :6] * values[:6], right[:6], None)
+    draws = torch.Generator().manual_seed(0)
+    energies = [
+        BatchEnergies(len(ids), None, {n: [torch.rand(ids.shape, generator=draws)] for n in layers})
+        for ids in (inputs["input_ids"] for inputs, _ in given)
+    ]
+    fitted = refitted(model, small, layers, given, energies, forward=TokenForward(), ridge=RIDGE)
+    block = "model.layers.1"
+    streams = {
+        "self_attn.o_proj": f"{block}.input_layernorm",
+        "mlp.down_proj": f"{block}.post_attention_layernorm",
+        "mlp.gate_proj": None,
+    }
+    for layer, source in streams.items():
+        name = f"{block}.{layer}"
+        rows = [met(net, [name, *([source] if source else [])], given) for net in (model, fitted)]
+        drift = rows[0][source] - rows[1][source] if source else 0.0
+        with torch.no_grad():
+            low = fitted.get_submodule(name)
+            wanted = model.get_submodule(name)(rows[0][name]) + drift
+            up = ridge(
+                low.down(rows[1][name]).numpy(),
+                wanted.numpy(),
+                torch.cat([e.energies[name][0].flatten() for e in energies]).double().numpy(),
+                small.get_submodule(name).weight.numpy(),
+                RIDGE,
+            )
+        np.testing.assert_allclose(low.weight.detach().numpy(), up, rtol=1e-6, atol=1e-9)
+
+
+def met(model, names, given):
+    """Return the rows [N, n] that modules of a model are given."""
+    found = {name: [] for name in names}
+    hooks = [
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda module, args, name=name: found[name].append(args[0].flatten(0, 1))
+        )
+        for name in names
+    ]
+    with torch.no_grad():
+        for inputs, _ in given:
+            model(**inputs)
+    for hook in hooks:
+        hook.remove()
+    return {name: torch.cat(parts) for name, parts in found.items()}
 
 
 def test_row_energies_of_tokens_are_those_of_drawn_gradients():

@@ -17,6 +17,7 @@ from compressor.errors import CheckpointError, ModelError, OutputExistsError, Us
 from compressor.layers.lowrank import lowrank_layers
 from compressor.models.weights import find_weight_files
 from compressor.pipeline import compress_model
+from compressor.pipeline.resume import resume_directory
 from compressor.progress import SILENT
 from compressor.settings import (
     CompressSettings,
@@ -119,6 +120,18 @@ def test_a_killed_run_goes_on_to_the_same_checkpoint(tmp_path, monkeypatch) -> N
     assert not list(tmp_path.glob(".*"))
     first, second = (find_weight_files(tmp_path / place) for place in ("whole", "out"))
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_a_run_that_was_killed_after_its_last_step_is_finished(tmp_path) -> None:
+    model = language.save("llama", tmp_path / "llama")
+    asked = settings(model, tmp_path / "out", resume=True, command="compressor compress")
+    made = stream_model(asked, progress=SILENT)
+    left = resume_directory(asked.out)  # what a kill before the clean-up leaves
+    (left / "scratch").mkdir(parents=True)
+    assert stream_model(asked, progress=SILENT) == made
+    assert not left.exists()
+    with pytest.raises(OutputExistsError):
+        stream_model(asked.model_copy(update={"command": "another"}), progress=SILENT)
 
 
 @pytest.mark.slow
