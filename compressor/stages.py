@@ -35,7 +35,7 @@ from compressor.methods.pace import keep_pace
 from compressor.methods.plan import Plan, check_against, planned_layers
 from compressor.methods.promise import decide_again, keep_promises
 from compressor.methods.recipe import Recipe
-from compressor.methods.refit import SAMPLES, can_refit
+from compressor.methods.refit import can_refit, samples_to_fit
 from compressor.methods.subject import Subject
 from compressor.progress import SILENT, Progress
 from compressor.schema import Pace, Trial
@@ -143,7 +143,7 @@ def measure(
                 loss=needs == "loss",
                 seed=seed,
                 probe=probe if blockwise else None,
-                row_samples=SAMPLES if can_refit(candidates.layers) else 0,
+                row_samples=samples_to_fit(kept) if can_refit(candidates.layers) else 0,
                 progress=progress,
             )
 

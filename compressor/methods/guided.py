@@ -99,10 +99,13 @@ class Guided:
 def metric_grid(measurement: Measurement) -> tuple[Recipe, ...]:
     """Return the metrics to choose from.
 
-    Where tokens are predicted each is a sample of one row, and what rows would add is there.
+    Where tokens are predicted each is a sample of one row, and what rows would add is there. The
+    Fisher as it is fits its corpus, which held-out windows are of too: they prefer it, and another
+    text does not (SmolLM2-135M at 60 % of its layers' parameters, KL .757 on held-out windows and
+    perplexity 2.34 times the dense model's on another book; shrunk .762 and 2.21).
     """
     if isinstance(measurement.forward, TokenForward):
-        return tuple(recipe for recipe in METRIC_GRID if recipe.metric != "mixed_fisher")
+        return (Recipe(metric="shrunk_fisher"),)
     return METRIC_GRID
 
 

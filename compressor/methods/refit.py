@@ -62,6 +62,10 @@ layers' parameters .0207, .0221, .0577; at 40 % .0034, .0032, .0050; a ResNet-20
 SAMPLES = 1024
 """Calibration samples that are fitted to."""
 
+TOKENS = 1 << 15
+"""Tokens of calibration windows that are fitted to. SmolLM2-135M at 60 % of its layers' parameters:
+perplexity over dense 2.02 with 16,384 of them, 1.99 with 32,768."""
+
 ACTIVATIONS = 1 << 28
 """Bytes of inputs and outputs of the widest layer that batches in lockstep may hold together."""
 
@@ -162,6 +166,14 @@ def refitted(
     for fit in fits.values():
         fit.solve()
     return fitted
+
+
+def samples_to_fit(batches: Batches) -> int:
+    """Return how many samples are fitted to: fewer windows of tokens the longer they are."""
+    labels = next((labels for _, labels in batches), None)
+    if labels is None or labels.ndim < 2:
+        return SAMPLES
+    return max(1, TOKENS // labels.shape[1])
 
 
 def can_refit(layers: Mapping[str, Candidate]) -> bool:

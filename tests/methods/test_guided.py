@@ -100,5 +100,5 @@ def test_tokens_are_rows_already():
         for metric in ("mixed_fisher", "fisher")
     )
     assert mixed == plain
-    assert [recipe.metric for recipe in metric_grid(found)] == ["fisher", "shrunk_fisher"]
+    assert [recipe.metric for recipe in metric_grid(found)] == ["shrunk_fisher"]
     assert metric_grid(measured()) == METRIC_GRID

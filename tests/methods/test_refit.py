@@ -25,7 +25,7 @@ from compressor.methods.constraints import weights_within
 from compressor.methods.layer_fit import LayerFit
 from compressor.methods.norms import norm_inputs
 from compressor.methods.recipe import Recipe
-from compressor.methods.refit import can_refit, refitted
+from compressor.methods.refit import SAMPLES, TOKENS, can_refit, refitted, samples_to_fit
 from compressor.methods.sharing import allocate
 from compressor.stages import measure
 from compressor.tokens import TokenForward
@@ -392,6 +392,12 @@ def test_row_energies_of_tokens_are_those_of_drawn_gradients():
     )
     (delta,) = torch.autograd.grad(logits, met[0], drawn)
     torch.testing.assert_close(whole[name][0].float(), delta.square().sum(-1), rtol=1e-3, atol=1e-9)
+
+
+def test_of_long_windows_fewer_are_fitted_to():
+    assert samples_to_fit(doubles(1)) == SAMPLES
+    assert samples_to_fit([(torch.zeros(2, 512), torch.zeros(2, 512))]) == TOKENS // 512
+    assert samples_to_fit([(torch.zeros(2, 1), torch.zeros(2, 2 * TOKENS))]) == 1
 
 
 def test_experts_are_not_refitted():

@@ -163,14 +163,14 @@ def test_a_killed_run_goes_on_to_the_same_bytes(target, name, calls, tmp_path, m
     given = asked(model, "nc1")
     few = guided.METRIC_GRID[:2]
     monkeypatch.setattr(guided, "WEIGHT_GRID", ())
-    monkeypatch.setattr(guided, "METRIC_GRID", few)
+    monkeypatch.setattr(guided, "metric_grid", lambda found: few)
     streamed(tmp_path / "undisturbed", given)
     done = dying_after(monkeypatch, target, name, calls)
     with pytest.raises(Killed):
         streamed(tmp_path / "out", {**given, "resume": True})
     monkeypatch.undo()
     monkeypatch.setattr(guided, "WEIGHT_GRID", ())
-    monkeypatch.setattr(guided, "METRIC_GRID", few)
+    monkeypatch.setattr(guided, "metric_grid", lambda found: few)
     rest = dying_after(monkeypatch, target, name, 1000)
     streamed(tmp_path / "out", {**given, "resume": True})
     total = {"_onward": 2, "_back_through": 2, "write_shard": 5, "evaluated": 1}[name]
