@@ -7,11 +7,12 @@ forward order, that its output comes near the dense one's:
     min Σ_t w_t ‖W z_t + b₀ − U V z'_t − b‖²_F
 
 first in U, then in V, the bias b with both; w_t = ‖δ_t‖² is the size of the loss's gradient at the
-row: what no prediction depends on does not count. U is the same in every metric F on the outputs,
-V is taken in the Fisher's where it is known. Both are drawn towards the truncation's factors by a
-ridge, a share of the mean diagonal of the inputs' moments about their mean, so that few samples do
-little. (Inputs that drift: AA-SVD, arXiv 2604.02119; layer by layer, unweighted, in closed form:
-Zhang et al., arXiv 1505.06798, eq. 9.)
+row: what no prediction depends on does not count. Of language models w_t = ‖δ_t‖, for drift that
+is not made good at one token is read by all that follow. U is the same in every metric F on the
+outputs, V is taken in the Fisher's where it is known. Both are drawn towards the truncation's
+factors by a ridge, a share of the mean diagonal of the inputs' moments about their mean, so that
+few samples do little. (Inputs that drift: AA-SVD, arXiv 2604.02119; layer by layer, unweighted, in
+closed form: Zhang et al., arXiv 1505.06798, eq. 9.)
 
 Where a layer's output is added to a residual stream h, as attention and MLP of a transformer end
 in, the stream has drifted too, and what is fitted to is W z_t + b₀ + h_t − h'_t: the layer gives
@@ -116,10 +117,11 @@ def refitted(
     names = processes.told(names)
     if not names:
         return fitted
+    tokens = isinstance(forward, TokenForward)
     current = _Current()
     held = sum(8 * n * (m + n) for m, n in (layers[name].shape for name in names))
     # Of language models the second factors alone: that is what was measured to help them.
-    both = held <= MOMENTS and not isinstance(forward, TokenForward)
+    both = held <= MOMENTS and not tokens
     fits = {
         name: LayerFit(
             name,
@@ -133,7 +135,7 @@ def refitted(
         )
         for name in names
     }
-    meetings = {name: _fitting(fit, name, current) for name, fit in fits.items()}
+    meetings = {name: _fitting(fit, name, current, root=tokens) for name, fit in fits.items()}
     for name, module in modules.items():
         if isinstance(module, LowRankEmbedding):  # indices do not drift
             meetings[name] = lambda first, second, expected: None
@@ -142,7 +144,7 @@ def refitted(
             meetings[name] = _correcting(NormCorrection(modules[name]), current, processes)
     for name, meet in meetings.items():
         replace_module(twins, name, Twin(twins.get_submodule(name), modules[name], meet))
-    if isinstance(forward, TokenForward):
+    if tokens:
         probe = probe_inputs(batches, forward.device)
         for name, source in residual_sources(dense, names, partial(forward, dense, probe)).items():
             _noting(twins.get_submodule(source), name, current)
@@ -241,13 +243,14 @@ class _Current:
         return self._drifts[self.lockstep.index].pop(name, None)
 
 
-def _fitting(fit: LayerFit, name: str, current: _Current) -> Meet:
+def _fitting(fit: LayerFit, name: str, current: _Current, *, root: bool) -> Meet:
     def meet(first: Tensor, second: Tensor, expected: Tensor) -> None:
         del first
         batch, drift = current.batch, current.drift(name)
         if not current.along:
             wanted = expected if drift is None else expected + drift
-            fit.add(second, wanted, batch.samples, current.energies(name), batch.mask)
+            weights = current.energies(name)
+            fit.add(second, wanted, batch.samples, weights.sqrt() if root else weights, batch.mask)
         current.lockstep.meet(fit.solve)
 
     return meet

@@ -340,7 +340,10 @@ def test_what_ends_a_block_is_fitted_to_the_drift_of_the_residual_stream_too():
             up = ridge(
                 low.down(rows[1][name]).numpy(),
                 wanted.numpy(),
-                torch.cat([e.energies[name][0].flatten() for e in energies]).double().numpy(),
+                torch.cat([e.energies[name][0].flatten() for e in energies])
+                .sqrt()
+                .double()
+                .numpy(),
                 small.get_submodule(name).weight.numpy(),
                 RIDGE,
             )
