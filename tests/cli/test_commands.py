@@ -193,8 +193,8 @@ def test_an_impossible_budget_is_refused(budget, code, message, tmp_path, capsys
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["no/such/model", *QUICK], 1, "no/such/model"),
-        ([VIT, "--data", "no/such/data"], 1, "no/such/data"),
+        (["no/such/model", *QUICK], 2, "no/such/model"),
+        ([VIT, "--data", "no/such/data"], 2, "no/such/data"),
         ([VIT, *QUICK, "--method", "whitend"], 2, "Did you mean 'whitened'?"),
         ([VIT, *QUICK, "--exclude", "blocks.9.*"], 2, "blocks.9.*"),
     ],
