@@ -1,7 +1,7 @@
 """`compress --stream` under an enforced limit of memory, on a checkpoint several times as large.
 
 python -m benchmarks.streaming [--cap 1300] [--times 3] [--hidden 512] [--wide 8192] [--out FOLDER]
-python -m benchmarks.streaming --data --method gfwsvd --cap 800 --wide 2048
+python -m benchmarks.streaming --data --method gfwsvd --cap 1300 --wide 2048
 
 A LLaMA of random weights is written shard by shard, until its files hold ``times`` the cap. It is
 compressed in a process of its own whose data segment may not grow beyond the cap (RLIMIT_DATA: heap
