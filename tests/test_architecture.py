@@ -19,6 +19,7 @@ FLOORS = (
         "schema",
         "stopwatch",
         "room",
+        "waiting",
         "autoregister",
         "jsonfile",
         "paths",

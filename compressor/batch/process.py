@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from compressor.batch.secrets import without_secrets
 from compressor.settings import CompressSettings
+from compressor.waiting import wait_shortly
 
 WORKER = (sys.executable, "-m", "compressor.batch.worker")
 """The program that does one job."""
@@ -198,8 +199,7 @@ def environment_of(
     threads = str(threads_of(workers, environment))
     for variable in THREAD_VARIABLES:
         found.setdefault(variable, threads)
-    # Threads that spin while they wait slow each other as soon as two processes share the cores.
-    found.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    wait_shortly(found)
     found.setdefault("TOKENIZERS_PARALLELISM", "false")
     if workers > 1 and devices > 1:
         visible = environment.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(devices)))

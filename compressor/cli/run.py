@@ -18,6 +18,7 @@ from compressor.cli.options import RunSettings
 from compressor.cli.progress import TerminalProgress, printable
 from compressor.errors import BudgetError
 from compressor.progress import SILENT, Progress
+from compressor.waiting import wait_shortly
 
 Result = TypeVar("Result", bound=BaseModel)
 
@@ -57,9 +58,7 @@ def run(
         view: Turns the result into what a terminal shows.
         shared: Whether several processes that torchrun started may do the work together.
     """
-    # Read when torch is imported, which `work` does. Threads that spin while they wait slow each
-    # other several times over as soon as another job shares the cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    wait_shortly(os.environ)  # before torch is imported, which `work` does
     with _libraries_quiet(), redirect_stdout(sys.stderr), _together(shared) as leads:
         if settings.quiet or not leads:
             result = work(SILENT)
