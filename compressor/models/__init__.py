@@ -48,6 +48,7 @@ def load_model(settings: ModelSettings, *, skeleton: bool = False) -> LoadedMode
         NoSuchModelError: If there is no such model.
         ModelError: If its checkpoint is damaged, quantized, not finite, or made for another
             architecture or number of classes.
+        UsageError: If a factory is given that would not be called.
         CheckpointError: If a directory has no config.json, or a newer version saved it.
     """
     options = options_from(settings)
@@ -58,17 +59,21 @@ def load_model(settings: ModelSettings, *, skeleton: bool = False) -> LoadedMode
         )  # a Path would take it for the directory at work
     directory = Path(reference)
     if gguf_file(reference, options.checkpoint) is not None:
+        _refuse_factory(reference, options)
         return load_gguf(reference, options)
     if directory.is_dir():
         config = read_config(directory)
         saved = find_lowrank(config, where=str(directory / "config.json"))
         if saved is not None:
+            if saved.framework != PLAIN:
+                _refuse_factory(reference, options)
             return MODEL_SOURCES.get(saved.framework).rebuild(directory, config, options)
     elif directory.is_file() and directory.suffix in SUFFIXES:
         raise ModelError(
             f"{reference} is a file of weights. Name the architecture as the model, and pass the "
             f"file beside it: MODEL --checkpoint {reference}"
         )
+    _refuse_factory(reference, options)
     for _, source in MODEL_SOURCES.items():
         if source.recognises(reference, options):
             if skeleton:
@@ -121,6 +126,19 @@ def resolve_device(name: str) -> torch.device:
             f"This machine has no {kind} device that torch can use. Pass --device cpu."
         )
     return torch.device(name)
+
+
+def _refuse_factory(reference: str, options: ModelOptions) -> None:
+    """Refuse a factory that would not be called.
+
+    Raises:
+        UsageError: If there is one.
+    """
+    if options.factory is not None:
+        raise UsageError(
+            f"--factory rebuilds a plain torch model that compressor saved, and {reference} is "
+            "none. Leave it out; a factory itself is given as the model: path/to/file.py:factory."
+        )
 
 
 def _unknown(reference: str) -> str:

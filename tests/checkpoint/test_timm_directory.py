@@ -11,7 +11,10 @@ import torch
 from timm.data import resolve_model_data_config
 
 import compressor
+from compressor.errors import UsageError
 from compressor.layers.lowrank import LOW_RANK_TYPES
+from compressor.models import load_model
+from compressor.settings import ModelSettings
 
 KEYS = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 
@@ -61,3 +64,9 @@ def test_a_dense_export_is_read_by_timm_alone(directory: Path, tmp_path: Path) -
     assert not any(isinstance(module, LOW_RANK_TYPES) for module in dense.modules())
     assert tuple(resolve_model_data_config(dense)["mean"]) == (0.1, 0.2, 0.3)
     assert "lowrank" not in json.loads((tmp_path / "dense" / "config.json").read_text())
+
+
+def test_a_factory_is_refused_as_none_is_needed(directory: Path) -> None:
+    settings = ModelSettings(model=str(directory), factory="anything.py:build", device="cpu")
+    with pytest.raises(UsageError, match="Leave it out"):
+        load_model(settings)

@@ -145,3 +145,10 @@ def test_describe_picks_the_framework_and_changes_nothing() -> None:
         assert module.training == training
         assert next(module.parameters()).dtype == dtype
         assert set(described.storage_dtypes.values()) == {dtype}
+
+
+@pytest.mark.parametrize("kind", ["transformers", "timm"])
+def test_a_factory_that_would_not_be_called_is_refused(kind: str, directory: Path) -> None:
+    reference = directory if kind == "transformers" else "test_efficientnet"
+    with pytest.raises(UsageError, match=r"--factory rebuilds a plain torch model .* is none"):
+        load(reference, factory="anything.py:build")
