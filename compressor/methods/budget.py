@@ -44,7 +44,8 @@ class Budget:
     def __str__(self) -> str:
         """Return the budget as a person would write it."""
         member = BUDGETS.get(self.kind)
-        shown = f"{self.amount:.6g}" if self.relative else member.show(self.amount).replace(" ", "")
+        share = f"{100 * self.amount:.6g}%"
+        shown = share if self.relative else member.show(self.amount).replace(" ", "")
         return f"{self.kind}={shown}{f'@{self.at}' if self.at else ''}"
 
 

@@ -182,7 +182,7 @@ def test_best_effort_grants_the_nearest_and_says_so():
     found = subject((64, 64), (64, 64))
     allowed = granted([parse_budget("layers=1%")], found, best_effort=True)
     assert allowed.constraints.limits == 2 * 128
-    assert "layers=0.01 cannot be met" in allowed.unmet[0]
+    assert "layers=1% cannot be met" in allowed.unmet[0]
 
 
 def test_smallest_counts_dense_what_no_multiple_makes_smaller():
