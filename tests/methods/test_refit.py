@@ -162,6 +162,22 @@ def test_where_moments_are_too_large_the_first_factors_stay(models, monkeypatch)
     agrees(fitted.a, (up, small.a.down.weight.detach().numpy(), means[1] - up @ means[0]))
 
 
+def test_as_many_first_factors_are_fitted_as_moments_leave_room_for(models, monkeypatch):
+    dense, small, layers = models
+    sizes = {name: 8 * n * (m + n) for name, (m, n) in ((k, v.shape) for k, v in layers.items())}
+    assert sizes["a"] < sizes["b"]
+    moved = {}
+    for room in (sizes["a"], sizes["a"] + sizes["b"] - 1, sizes["a"] + sizes["b"]):
+        monkeypatch.setattr("compressor.methods.refit.MOMENTS", room)
+        fitted = refit(dense, small, layers, doubles(1))
+        moved[room] = [
+            name
+            for name in layers
+            if not torch.equal(getattr(fitted, name).down.weight, getattr(small, name).down.weight)
+        ]
+    assert list(moved.values()) == [["a"], ["a"], ["a", "b"]]
+
+
 def test_batches_of_the_first_layer_add_up_to_one_batch(models):
     dense, small, layers = models
     parts = doubles(4)
@@ -319,8 +335,12 @@ def test_what_ends_a_block_is_fitted_to_the_drift_of_the_residual_stream_too():
         kind = LAYER_KINDS.get(layers[name].kind)
         kind.fill(small.get_submodule(name), left[:, :6] * values[:6], right[:6], None)
     draws = torch.Generator().manual_seed(0)
+
+    def drawn(ids):
+        return torch.rand(ids.shape, generator=draws, dtype=torch.float64)
+
     energies = [
-        BatchEnergies(len(ids), None, {n: [torch.rand(ids.shape, generator=draws)] for n in layers})
+        BatchEnergies(len(ids), None, {name: [drawn(ids)] for name in layers})
         for ids in (inputs["input_ids"] for inputs, _ in given)
     ]
     fitted = refitted(model, small, layers, given, energies, forward=TokenForward(), ridge=RIDGE)
@@ -334,20 +354,18 @@ def test_what_ends_a_block_is_fitted_to_the_drift_of_the_residual_stream_too():
         name = f"{block}.{layer}"
         rows = [met(net, [name, *([source] if source else [])], given) for net in (model, fitted)]
         drift = rows[0][source] - rows[1][source] if source else 0.0
+        weights = torch.cat([batch.energies[name][0].flatten() for batch in energies])
+        weights = weights.sqrt().numpy()
         with torch.no_grad():
-            low = fitted.get_submodule(name)
-            wanted = model.get_submodule(name)(rows[0][name]) + drift
-            up = ridge(
-                low.down(rows[1][name]).numpy(),
-                wanted.numpy(),
-                torch.cat([e.energies[name][0].flatten() for e in energies])
-                .sqrt()
-                .double()
-                .numpy(),
-                small.get_submodule(name).weight.numpy(),
-                RIDGE,
-            )
-        np.testing.assert_allclose(low.weight.detach().numpy(), up, rtol=1e-6, atol=1e-9)
+            start, low = small.get_submodule(name), fitted.get_submodule(name)
+            wanted = (model.get_submodule(name)(rows[0][name]) + drift).numpy()
+            up, down = start.weight.numpy(), start.down.weight.numpy()
+            got = rows[1][name].numpy()
+            if source:  # what tells the drift may lie in any direction
+                expected = oracle(start, got, wanted, weights)
+            else:
+                expected = ridge(got @ down.T, wanted, weights, up, RIDGE), down, None
+            agrees(low, expected)
 
 
 def met(model, names, given):
