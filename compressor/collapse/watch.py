@@ -15,6 +15,7 @@ from compressor.collapse.fisher import FisherMoments, KroneckerFisher
 from compressor.collapse.loss import LossGradient, LossMoments
 from compressor.collapse.moments import ClassMoments
 from compressor.collapse.row_energy import RowEnergies
+from compressor.collapse.spans import column_sizes, squared_lengths
 from compressor.distributed import ALONE, Group
 from compressor.errors import LayerError
 from compressor.forward import Inputs, token_mask
@@ -227,7 +228,7 @@ class Watch:
                         raise ValueError("its output rows hold NaN or Inf")
                     return None
                 if leads:
-                    self._magnitudes[group] += torch.linalg.vector_norm(kept, 1, dim=0)
+                    self._magnitudes[group] += column_sizes(kept)
                     self._pool(group, rows, keep, reached)
                 if kind.lookup:
                     self._count(layer.name, _kept(args[0].reshape(samples, -1, 1), keep))
@@ -311,8 +312,8 @@ class Watch:
         calls.append(torch.zeros(shape, dtype=torch.float64))
 
         def note(gradient: Tensor) -> None:
-            found = kind.output_rows(module, gradient, samples).float().square().sum(-1)
-            calls[number] = found.cpu().double() * self.gradient_scale**2
+            rows = kind.output_rows(module, gradient, samples).float()
+            calls[number] = squared_lengths(rows).cpu().double() * self.gradient_scale**2
 
         return note
 
