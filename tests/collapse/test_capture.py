@@ -62,6 +62,7 @@ def batches_of(sizes=(5, 4), tokens=3, seed=1):
 
 def run(model, batches, **options):
     candidates = find_candidates(model, batches[0][0])
+    options = {"left_out": 0.0, **options}
     return capture(model, batches, candidates, classes=CLASSES, forward=Forward(), **options)
 
 
