@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -128,9 +128,12 @@ class Decompositions:
         elif layer.folded is not None:
             truncate = truncated_separably(recipe.metric, layer)
         try:
-            return truncate(_double(self._weight(name)), statistics, recipe)
+            made = truncate(_double(self._weight(name)), statistics, recipe)
         except ValueError as error:
             raise LayerError(name, f"it cannot be decomposed: {error}") from error
+        if isinstance(made.decomposition, Decomposition):  # above it the layer stays dense
+            return replace(made, decomposition=made.decomposition.up_to(layer.break_even_rank))
+        return made
 
     def _weight(self, name: str) -> Tensor:
         return LAYER_KINDS.get(self._layers[name].kind).matrix(self._modules[name])
