@@ -150,6 +150,7 @@ def capture(
                 backward(logits, loss_gradient(logits, targets), watch)
             watch.end()
             logits_seen.append(logits.detach().float().cpu())
+            del logits  # its graph would be there still while the next batch runs
     if not logits_seen:
         raise DataError("There is no calibration data: no batch was given.")
     watch.join_(group)
