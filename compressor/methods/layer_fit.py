@@ -123,8 +123,8 @@ class LayerFit:
         mean, wanted = (part / sums.weight for part in sums.sums)
         gram, cross = sums.gram / sums.weight, sums.cross / sums.weight
         if self._has_bias:
-            gram = gram - torch.outer(mean, mean)
-            cross = cross - torch.outer(wanted, mean)
+            gram.addr_(mean, mean, alpha=-1)  # these are large: no more copies than needed
+            cross.addr_(wanted, mean, alpha=-1)
             mean, wanted = mean + sums.origins[0], wanted + sums.origins[1]
         up, down = self._start
         if not self._both:  # what is summed are V z' already
@@ -147,12 +147,14 @@ class LayerFit:
         return wanted - matrix @ mean if self._has_bias else None
 
     def _ridged(self, gram: Tensor, right: Tensor) -> Tensor:
-        """Return X [a, b] with X (gram + λ I) = right, λ a share of gram's mean diagonal."""
-        damped = gram.clone()
-        damped.diagonal().add_(max(self._ridge * float(gram.diagonal().mean()), 1e-300))
-        factor, failed = torch.linalg.cholesky_ex(damped)
+        """Return X [a, b] with X (gram + λ I) = right, λ a share of gram's mean diagonal.
+
+        The λ I stays added to ``gram``.
+        """
+        gram.diagonal().add_(max(self._ridge * float(gram.diagonal().mean()), 1e-300))
+        factor, failed = torch.linalg.cholesky_ex(gram)
         if int(failed):  # rounding left a gram that is not positive definite
-            solved: Tensor = torch.linalg.solve(damped, right, left=False)
+            solved: Tensor = torch.linalg.solve(gram, right, left=False)
             return solved
         return torch.cholesky_solve(right.T, factor).T
 
