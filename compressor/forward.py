@@ -178,7 +178,11 @@ def _batches_itself(batches: Any) -> bool:
 
 def repeated(inputs: Inputs, samples: int) -> Inputs:
     """Return as many samples as asked for, taken from a batch in turn, from the first on again."""
-    index = torch.arange(samples) % batch_length(inputs)
+    return chosen(inputs, torch.arange(samples) % batch_length(inputs))
+
+
+def chosen(inputs: Inputs, index: Tensor) -> Inputs:
+    """Return the samples of these indices [k] of a batch."""
     if isinstance(inputs, Tensor):
         return inputs[index]
     if isinstance(inputs, Mapping):

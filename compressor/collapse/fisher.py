@@ -19,6 +19,8 @@ which leaves out what rows have in common but has as many terms as there are row
 independent positions, as K-FAC assumes: Martens & Grosse, arXiv 1503.05671; of convolutions: Grosse
 & Martens, arXiv 1602.01407).
 
+Most rows have a small part in these: 1 % of the sums may be left out with three rows of four.
+
 A sample is whatever the caller takes for one: an image or text, or a single token with P = 1
 (`compressor.collapse.token_capture`).
 
@@ -31,12 +33,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from compressor.collapse.gradient_terms import (
+    Pair,
+    Terms,
+    flat,
+    larger_pair,
+    sandwich,
+    through_positions,
+    through_weights,
+)
 from compressor.collapse.moments import add_symmetric_
+from compressor.collapse.spans import column_energies
+from compressor.collapse.weighty import weighty
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,8 @@ class FisherMoments:
         bias: The layer's bias [m], where it has one.
         home: Device that the sums are kept on.
         whole: Gather the larger side's factor too.
+        left_out: Share of Σ_t ‖δ_t‖² ‖z_t‖² of a batch that rows may have together that are left
+            out of A' and B'; 0 takes all rows.
 
     Attributes:
         output_at_centre: W μ + b [m]: less this, a row's output is W times the centred row.
@@ -101,8 +115,10 @@ class FisherMoments:
         home: torch.device,
         bias: Tensor | None = None,
         whole: bool = False,
+        left_out: float = 0.0,
     ) -> None:
         rows, columns = weight.shape
+        self._left_out = left_out
         side, large = min(rows, columns), max(rows, columns)
         self._weight, self.centre, self._home = weight, centre, home
         self._tall = rows > columns
@@ -140,17 +156,18 @@ class FisherMoments:
         Raises:
             ValueError: If a gradient is not finite.
         """
-        positions = inputs.shape[1]
-        rows, columns = self._weight.shape
-        if positions > min(rows, columns):
-            near, pulled, energy = self._through_weights(inputs, gradients)
+        terms = Terms.of(inputs, gradients, outputs)
+        pulled = None
+        if terms.positions > min(self._weight.shape):
+            near, far, energy = through_weights(terms, self._weight)
         else:
-            near, pulled, energy = self._through_positions(inputs, gradients, outputs)
-        self._sum(near, pulled, energy, gradients, scale)
+            pulled = terms.pulled(self._weight)
+            near, far, energy = through_positions(terms, self._weight, pulled)
+        self._sum(near, far, energy, gradients, scale)
         if self._far is not None:
-            add_symmetric_(self._far, *self._larger(inputs, gradients), scale * scale)
-        if positions > 1:
-            self._sum_rows(inputs, gradients, outputs, scale)
+            add_symmetric_(self._far, *larger_pair(terms, tall=self._tall), scale * scale)
+        if inputs.shape[1] > 1:
+            self._sum_rows(terms, pulled, scale)
 
     def update_lookups(
         self, indices: Tensor, gradients: Tensor, looked_up: Tensor, *, scale: float = 1.0
@@ -169,8 +186,8 @@ class FisherMoments:
         same = (indices[:, :, None] == indices[:, None, :]).to(gradients)  # Z Zᵀ, (B, P, P)
         between = gradients @ gradients.transpose(1, 2)
         self._sum(
-            _sandwich(gradients, same),
-            _sandwich(looked_up, between),
+            sandwich(gradients, same),
+            sandwich(looked_up, between),
             (same * between).sum(),
             gradients,
             scale,
@@ -222,27 +239,40 @@ class FisherMoments:
         far = None if self._far is None else torch.zeros_like(self._far)
         return RowFactors(torch.zeros_like(self._near), torch.zeros_like(self._near), 0.0, far)
 
-    def _sum_rows(
-        self, inputs: Tensor, gradients: Tensor, outputs: Tensor | None, scale: float
-    ) -> None:
-        """Add every row of a batch as a sample of its own."""
-        lengths = inputs.norm(dim=2, keepdim=True), gradients.norm(dim=2, keepdim=True)
-        if self._tall:
-            near, pulled = inputs * lengths[1], (gradients @ self._weight) * lengths[0]
-        else:
-            seen = inputs @ self._weight.T if outputs is None else outputs
-            near, pulled = gradients * lengths[0], seen * lengths[1]
+    def _sum_rows(self, terms: Terms, pulled: Tensor | None, scale: float) -> None:
+        """Add every row of a batch as a sample of its own.
+
+        Args:
+            terms: The batch.
+            pulled: Its rows seen through the weights, where they are known.
+            scale: What the gradients were divided by.
+        """
         if self._by_row is None:
             self._by_row = self._no_rows()
         square = scale * scale
+        sizes = torch.linalg.vector_norm(terms.inputs, dim=2).flatten(), terms.slopes.flatten()
+        energies = (sizes[0] * sizes[1]).square()
+        rows = weighty(energies, self._left_out) if self._left_out else None
+        inputs, gradients = flat(terms.inputs, rows), flat(terms.gradients, rows)
+        if pulled is None:
+            pulled = terms.pulled(self._weight, rows)
+        elif rows is not None:
+            pulled = pulled.index_select(0, rows)
+        if rows is not None:
+            energies = energies.index_select(0, rows)
+            sizes = sizes[0].index_select(0, rows), sizes[1].index_select(0, rows)
+        of_inputs, of_gradients = (size[:, None] for size in sizes)
+        if self._tall:
+            near, seen = inputs * of_gradients, pulled * of_inputs
+        else:
+            near, seen = gradients * of_inputs, pulled * of_gradients
         if self._by_row.far is not None:
-            far = gradients * lengths[0] if self._tall else inputs * lengths[1]
-            add_symmetric_(self._by_row.far, far.flatten(0, 1), far.flatten(0, 1), square)
-        near, pulled = near.flatten(0, 1), pulled.flatten(0, 1)
+            far = gradients * of_inputs if self._tall else inputs * of_gradients
+            add_symmetric_(self._by_row.far, far, far, square)
         add_symmetric_(self._by_row.near, near, near, square)
-        add_symmetric_(self._by_row.pulled, pulled, pulled, square)
-        energy = float((lengths[0] * lengths[1]).square().sum()) * square
-        self._by_row = replace(self._by_row, energy=self._by_row.energy + energy)
+        add_symmetric_(self._by_row.pulled, seen, seen, square)
+        energy = self._by_row.energy + float(energies.sum()) * square
+        self._by_row = replace(self._by_row, energy=energy)
 
     def _sum(
         self, near: Pair, pulled: Pair, energy: Tensor, gradients: Tensor, scale: float
@@ -254,61 +284,6 @@ class FisherMoments:
         add_symmetric_(self._near, *near, square)
         add_symmetric_(self._pulled, *pulled, square)
         self._energy += float(energy) * square
-        self._rows.add_(gradients.square().sum((0, 1)).to(self._home).double(), alpha=square)
+        rows = column_energies(gradients.flatten(0, 1)).to(self._home).double()
+        self._rows.add_(rows, alpha=square)
         self._samples += len(gradients)
-
-    def _through_positions(
-        self, inputs: Tensor, gradients: Tensor, outputs: Tensor | None = None
-    ) -> tuple[Pair, Pair, Tensor]:
-        """Few positions: G Gᵀ = Dᵀ (Z Zᵀ) D through the P×P matrices of each sample."""
-        between_inputs, between_gradients = _products(inputs), _products(gradients)
-        energy = (between_inputs * between_gradients).sum()
-        if self._tall:
-            pulled = gradients @ self._weight  # (B, P, n)
-            near = _sandwich(inputs, between_gradients)
-            return near, _sandwich(pulled, between_inputs), energy
-        pulled = inputs @ self._weight.T if outputs is None else outputs  # (B, P, m)
-        near = _sandwich(gradients, between_inputs)
-        return near, _sandwich(pulled, between_gradients), energy
-
-    def _larger(self, inputs: Tensor, gradients: Tensor) -> Pair:
-        """Return Σ_b G_bᵀ G_b where m ≤ n, else Σ_b G_b G_bᵀ, without the gradients themselves."""
-        near, far = (inputs, gradients) if self._tall else (gradients, inputs)
-        if near.shape[1] > near.shape[2]:
-            gradient = (near.transpose(1, 2) @ far).flatten(0, 1)  # (B·k, larger side)
-            return gradient, gradient
-        return _sandwich(far, _products(near))
-
-    def _through_weights(self, inputs: Tensor, gradients: Tensor) -> tuple[Pair, Pair, Tensor]:
-        """Many positions: the gradient G [B, m, n] of each sample is the smaller thing."""
-        gradient = gradients.transpose(1, 2) @ inputs
-        energy = gradient.square().sum()
-        if self._tall:
-            near = gradient.flatten(0, 1)  # Σ_b G_bᵀ G_b takes every row of every G
-            pulled = (self._weight.T @ gradient).transpose(1, 2).flatten(0, 1)
-        else:
-            near = gradient.transpose(1, 2).flatten(0, 1)
-            pulled = (gradient @ self._weight.T).flatten(0, 1)
-        return (near, near), (pulled, pulled), energy
-
-
-Pair: TypeAlias = tuple[Tensor, Tensor]
-"""L and R [N, k] whose product LᵀR [k, k] is symmetric, and not made yet."""
-
-
-def _products(rows: Tensor) -> Tensor:
-    """Return R_b R_bᵀ [B, P, P] of rows [B, P, k]."""
-    if rows.shape[1] == 1:  # products of single rows are squared norms, and faster so
-        return rows.square().sum(2, keepdim=True)
-    return rows @ rows.transpose(1, 2)
-
-
-def _sandwich(rows: Tensor, middle: Tensor) -> Pair:
-    """Return R and M R [B·P, k], whose product is Σ_b R_bᵀ M_b R_b.
-
-    Args:
-        rows: R [B, P, k].
-        middle: M [B, P, P], symmetric.
-    """
-    mixed = middle * rows if rows.shape[1] == 1 else middle @ rows
-    return rows.flatten(0, 1), mixed.flatten(0, 1)

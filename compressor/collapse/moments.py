@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from compressor.collapse.spans import spans, squared_lengths
+
 BLOCK = 8192
 """Rows whose Gram matrix is summed in the rows' own precision before it is added in float64."""
 
@@ -81,17 +83,25 @@ class ClassMoments:
         if not bool(torch.isfinite(about).all()):
             bad = int((~torch.isfinite(rows).all(1)).sum())
             raise ValueError(f"{bad} of {len(rows)} rows hold NaN or Inf")
-        centred = about.index_select(0, position)
-        torch.sub(rows, centred, out=centred)
-        left = _class_means(centred, position, mass, counts)
-        norms = centred.square().sum(1).double()
+        centred = None if self.within is None else torch.empty_like(rows)
+        left = torch.zeros_like(about, dtype=torch.float64)
+        norms = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
+        for part in spans(rows):
+            near = about.index_select(0, position[part])
+            torch.sub(rows[part], near, out=near)
+            norms[part] = squared_lengths(near).double()
+            left += _class_sums(near, position[part], mass if mass is None else mass[part], counts)
+            if centred is not None:
+                centred[part] = near
+        left /= counts.where(counts > 0, 1.0)[:, None]
         squares = torch.zeros_like(counts)
         squares.index_add_(0, position, norms if mass is None else norms * mass)
         squares -= counts * left.square().sum(1)
         between = self._add(present, counts, about.double() + left, squares.clamp_min(0))
-        if self.within is not None:
-            scaled = centred if mass is None else centred * mass.sqrt().to(rows.dtype)[:, None]
-            add_gram(self.within, scaled)
+        if self.within is not None and centred is not None:
+            if mass is not None:
+                centred *= mass.sqrt().to(rows.dtype)[:, None]
+            add_gram(self.within, centred)
             # D×D matrices are large: both corrections of low rank are added in one product.
             first, second = (
                 torch.cat([between, left * -counts[:, None]]),
@@ -252,15 +262,20 @@ def _class_means(rows: Tensor, position: Tensor, mass: Tensor | None, counts: Te
     sums = torch.zeros(len(counts), rows.shape[1], dtype=torch.float64, device=rows.device)
     for start in range(0, len(rows), BLOCK):
         part = slice(start, start + BLOCK)
-        block = rows[part]
-        weight = block.new_ones(len(block)) if mass is None else mass[part].to(block.dtype)
-        if len(counts) <= ONE_HOT_CLASSES:
-            one_hot = block.new_zeros(len(counts), len(block))
-            one_hot[position[part], torch.arange(len(block), device=rows.device)] = weight
-            sums += one_hot @ block
-        else:
-            sums.index_add_(0, position[part], (block * weight[:, None]).double())
+        weights = None if mass is None else mass[part]
+        sums += _class_sums(rows[part], position[part], weights, counts)
     return sums / counts.where(counts > 0, 1.0)[:, None]
+
+
+def _class_sums(rows: Tensor, position: Tensor, mass: Tensor | None, counts: Tensor) -> Tensor:
+    """Return the weighted sums [k, D] of rows grouped by ``position`` [N], as precise as they."""
+    weights = rows.new_ones(len(rows)) if mass is None else mass.to(rows.dtype)
+    if len(counts) <= ONE_HOT_CLASSES:
+        one_hot = rows.new_zeros(len(counts), len(rows))
+        one_hot[position, torch.arange(len(rows), device=rows.device)] = weights
+        return one_hot @ rows
+    sums = torch.zeros(len(counts), rows.shape[1], dtype=torch.float64, device=rows.device)
+    return sums.index_add_(0, position, (rows * weights[:, None]).double())
 
 
 def gram(rows: Tensor) -> Tensor:

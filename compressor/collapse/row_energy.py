@@ -26,6 +26,29 @@ class BatchEnergies:
     mask: Tensor | None
     energies: RowEnergies
 
+    def real(self, name: str) -> list[Tensor]:
+        """Return the energies [B, P] of a layer's rows by call, zero at padding."""
+        mask = self.mask
+        return [
+            rows * (mask != 0).to(rows.device)
+            if mask is not None and mask.shape == rows.shape
+            else rows
+            for rows in self.energies[name]
+        ]
+
+    def of(self, index: Tensor | None) -> BatchEnergies:
+        """Return those of the samples of this index alone; None: of all."""
+        if index is None:
+            return self
+        return BatchEnergies(
+            samples=len(index),
+            mask=None if self.mask is None else self.mask[index.to(self.mask.device)],
+            energies={
+                name: [rows[index.to(rows.device)] for rows in calls]
+                for name, calls in self.energies.items()
+            },
+        )
+
 
 def named(energies: RowEnergies) -> dict[str, Tensor]:
     """Return the energies as tensors by ``call/layer``, for a cache or for another process."""

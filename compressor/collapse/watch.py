@@ -15,6 +15,7 @@ from compressor.collapse.fisher import FisherMoments, KroneckerFisher
 from compressor.collapse.loss import LossGradient, LossMoments
 from compressor.collapse.moments import ClassMoments
 from compressor.collapse.row_energy import RowEnergies
+from compressor.collapse.spans import column_sizes, squared_lengths
 from compressor.distributed import ALONE, Group
 from compressor.errors import LayerError
 from compressor.forward import Inputs, token_mask
@@ -97,6 +98,7 @@ class Watch:
         self.gradient_scale = 1.0
         self.energies: RowEnergies | None = None
         self._followed: Counter[str] = Counter()
+        self._copied: tuple[Tensor, int, Tensor] | None = None
         self._met: dict[str, list[tuple[Tensor, ...]]] = {}
         tables = {name for name, layer in candidates.layers.items() if _looks_up(layer)}
         # Embeddings on the same indices look up rows of their own: each is a group by itself.
@@ -153,6 +155,7 @@ class Watch:
             assert moments is not None
             self._add(name, moments)
         self._followed.clear()
+        self._copied = None
         for group, (total, count) in self._pooling.items():
             self._pooled[group].append((total / count.clamp_min(1)[:, None]).float().cpu())
         self._pooling = {}
@@ -227,7 +230,7 @@ class Watch:
                         raise ValueError("its output rows hold NaN or Inf")
                     return None
                 if leads:
-                    self._magnitudes[group] += torch.linalg.vector_norm(kept, 1, dim=0)
+                    self._magnitudes[group] += column_sizes(kept)
                     self._pool(group, rows, keep, reached)
                 if kind.lookup:
                     self._count(layer.name, _kept(args[0].reshape(samples, -1, 1), keep))
@@ -261,17 +264,19 @@ class Watch:
                 "Measure without gradients: --no-gradients, or measure(..., gradients=False).",
             )
         samples = len(self._labels)
-        # A copy: what the model later writes into its input in place does no harm.
-        held = inputs.clone()
-        made = None
-        if isinstance(moments, FisherMoments) and moments.takes_outputs and not kind.lookup:
-            made = output.detach().clone()
+        held: Tensor | None = self._copy(inputs)
         # The hook must not hold the output that it hangs on: such a circle is never freed.
+        made: Tensor | None = None
+        if isinstance(moments, FisherMoments) and moments.takes_outputs and not kind.lookup:
+            made = output.detach()
+        written = output._version
         looked_up = output.detach() if kind.lookup else None
         self._followed[layer.name] += 1
         note = self._noting(layer, kind, module, output)
 
         def gradient_hook(gradient: Tensor) -> None:
+            nonlocal held, made
+            assert held is not None
             note(gradient)
             met = self._met.setdefault(layer.name, [])
             if looked_up is not None:
@@ -282,10 +287,16 @@ class Watch:
                 centred = _centred(rows, moments.centre, keep)
                 gradients = kind.all_output_rows(module, gradient, samples).to(centred)
                 met.append((centred, gradients))
-                if made is not None and isinstance(moments, FisherMoments):
+                # What the model has written into its output in place is not W z any more.
+                if (
+                    made is not None
+                    and made._version == written
+                    and isinstance(moments, FisherMoments)
+                ):
                     outputs = kind.all_output_rows(module, made, samples)
                     outputs = _centred(outputs, moments.output_at_centre, keep)
                     met[-1] = (centred, gradients, outputs)
+            held = made = None  # the model's next call may come before this one's graph goes
             if len(met) == self._followed[layer.name]:
                 self._add(layer.name, moments)
 
@@ -296,6 +307,21 @@ class Watch:
         leaf: Any = output.detach().requires_grad_()
         leaf.register_hook(gradient_hook)
         return cast(Tensor, leaf.clone())
+
+    def _copy(self, inputs: Tensor) -> Tensor:
+        """Return a copy, so that what the model later writes into its input does no harm.
+
+        Layers that are called on one tensor, one after the other, share it.
+        """
+        if self._copied is not None:
+            last, version, copy = self._copied
+            same = last.data_ptr() == inputs.data_ptr() and last.dtype == inputs.dtype
+            alike = last.shape == inputs.shape and last.stride() == inputs.stride()
+            if same and alike and version == inputs._version:
+                return copy
+        copy = inputs.clone()
+        self._copied = (inputs, inputs._version, copy)
+        return copy
 
     def _noting(
         self, layer: Candidate, kind: LayerKind, module: nn.Module, output: Tensor
@@ -311,8 +337,8 @@ class Watch:
         calls.append(torch.zeros(shape, dtype=torch.float64))
 
         def note(gradient: Tensor) -> None:
-            found = kind.output_rows(module, gradient, samples).float().square().sum(-1)
-            calls[number] = found.cpu().double() * self.gradient_scale**2
+            rows = kind.output_rows(module, gradient, samples).float()
+            calls[number] = squared_lengths(rows).cpu().double() * self.gradient_scale**2
 
         return note
 
@@ -324,8 +350,10 @@ class Watch:
         says why).
         """
         met = self._met.pop(name)
+        known = min(map(len, met))  # of some calls the outputs may be lost
         parts = [
-            torch.cat(calls, 1) if len(met) > 1 else calls[0] for calls in zip(*met, strict=True)
+            torch.cat(calls, 1) if len(met) > 1 else calls[0]
+            for calls in zip(*(call[:known] for call in met), strict=True)
         ]
         if self._rest is not None and isinstance(moments, FisherMoments):
             parts = [part.flatten(0, 1)[:, None] for part in parts]

@@ -59,6 +59,12 @@ class Decomposition:
         up, down = self.up[:, :rank], self.down[:rank]
         return balanced(up, down)
 
+    def up_to(self, rank: int) -> Decomposition:
+        """Return the same with the factors of no rank above this one, which are then freed."""
+        if rank >= self.up.shape[1]:
+            return self
+        return _row_major(self.energies, self.up[:, :rank], self.down[:rank].clone())
+
 
 def decompose(
     weight: Tensor, input_metric: Tensor | None = None, output_metric: Tensor | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,11 @@ class Decompositions:
                 self._kept[key] = self._found(name, recipe)
         return self._kept[key]
 
+    def forget_all_but(self, metric: str) -> None:
+        """Give up what was made in other metrics; should it be asked for again, it is made anew."""
+        for key in [key for key in self._kept if key[2] != metric]:
+            del self._kept[key]
+
     def _share(self, recipe: Recipe) -> None:
         """Decompose this process's share of the layers, and give and take the rest."""
         costs = [layer.full_rank**2 * sum(layer.shape) for layer in self._layers.values()]
@@ -128,9 +133,12 @@ class Decompositions:
         elif layer.folded is not None:
             truncate = truncated_separably(recipe.metric, layer)
         try:
-            return truncate(_double(self._weight(name)), statistics, recipe)
+            made = truncate(_double(self._weight(name)), statistics, recipe)
         except ValueError as error:
             raise LayerError(name, f"it cannot be decomposed: {error}") from error
+        if isinstance(made.decomposition, Decomposition):  # above it the layer stays dense
+            return replace(made, decomposition=made.decomposition.up_to(layer.break_even_rank))
+        return made
 
     def _weight(self, name: str) -> Tensor:
         return LAYER_KINDS.get(self._layers[name].kind).matrix(self._modules[name])

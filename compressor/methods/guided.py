@@ -1,8 +1,9 @@
 """``nc1``, the default method: a small grid of recipes, the best on held-out data.
 
 No single rule wins on every network, so every recipe of the grid is allocated the same budget and
-judged by its KL to the dense model on selection data that no statistic came from. The grid always
-contains unguided recipes: what NC1 guidance gained or lost is in the report.
+judged by its KL to the dense model on selection data that no statistic came from, as far as it
+takes to see that it has lost. The grid always contains unguided recipes: what NC1 guidance gained
+or lost is in the report.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ class Guided:
             partial(trials.add, recipe, constraints, multiple=multiple) for recipe in grid
         ]
         if measurement.gradients:
+            steps.append(trials.settle_metric)
             steps += [
                 partial(trials.add_weighted, weights, constraints, multiple=multiple)
                 for weights in WEIGHT_GRID

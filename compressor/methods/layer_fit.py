@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressor.collapse.weighty import weighty
 from compressor.distributed import ALONE, Group
 from compressor.errors import LayerError
 from compressor.layers.candidates import Candidate
@@ -27,6 +28,7 @@ class LayerFit:
         metric: F [m, m], positive definite; None is the identity.
         both: Fit the first factor too, which takes the moments of the inputs themselves.
         group: The processes that share the batches.
+        left_out: Share of a batch's weights that the rows may have together that are left out.
     """
 
     def __init__(
@@ -40,10 +42,11 @@ class LayerFit:
         metric: Tensor | None = None,
         both: bool = True,
         group: Group = ALONE,
+        left_out: float = 0.0,
     ) -> None:
         self._name, self._dense, self._compressed = name, dense, compressed
         self._kind, self._ridge, self._metric = LAYER_KINDS.get(layer.kind), ridge, metric
-        self._group = group
+        self._group, self._left_out = group, left_out
         self._has_bias = getattr(compressed, "bias", None) is not None
         self._taps = layer.taps
         for module in compressed.modules():
@@ -55,9 +58,9 @@ class LayerFit:
         self._home = torch.device("cpu") if up.device.type == "mps" else up.device
         self._start = tuple(part.to(self._home).double().clone() for part in (up, down))
         up, self._both = self._start[0], both
-        rows, columns = up.shape[0], layer.shape[1] if both else up.shape[1]
+        self._sides = layer.shape[1] if both else up.shape[1], up.shape[0]
         self._new = False  # whether anything came since it was solved
-        self._sums = PairSums.empty(columns, rows, self._home)
+        self._sums: PairSums | None = None  # there only while it is needed: they are large
 
     def add(
         self, inputs: Tensor, expected: Tensor, samples: int, energies: Tensor, mask: Tensor | None
@@ -85,7 +88,12 @@ class LayerFit:
         weights = energies.flatten()
         if not float(weights.sum()) > 0:
             return  # the predictions depend on nothing of it
-        self._sums.add(rows.flatten(0, 1), wanted.flatten(0, 1), weights, centred=self._has_bias)
+        rows, wanted = rows.flatten(0, 1), wanted.flatten(0, 1)
+        index = weighty(weights, self._left_out) if self._left_out else None
+        if index is not None:
+            rows, wanted = (part.index_select(0, index.to(part.device)) for part in (rows, wanted))
+            weights = weights[index]
+        self._summed().add(rows, wanted, weights, centred=self._has_bias)
         self._new = True
 
     def solve(self) -> None:
@@ -95,19 +103,28 @@ class LayerFit:
         """
         if not self._group.largest(int(self._new)):
             return
-        sums = self._sums.joined(self._group)
+        sums = self._summed().joined(self._group)
         if not (torch.isfinite(sums.gram).all() and torch.isfinite(sums.cross).all()):
             raise LayerError(self._name, "it cannot be refitted: its outputs hold NaN or Inf")
         self._kind.fill(self._compressed, *self.solution(sums))
         self._new = False
+
+    def forget(self) -> None:
+        """Give up the sums: no batch will come any more."""
+        self._sums = None
+
+    def _summed(self) -> PairSums:
+        if self._sums is None:
+            self._sums = PairSums.empty(*self._sides, self._home)
+        return self._sums
 
     def solution(self, sums: PairSums) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return the factors up [m, r] and down [r, n], and the bias [m], that fit these sums."""
         mean, wanted = (part / sums.weight for part in sums.sums)
         gram, cross = sums.gram / sums.weight, sums.cross / sums.weight
         if self._has_bias:
-            gram = gram - torch.outer(mean, mean)
-            cross = cross - torch.outer(wanted, mean)
+            gram.addr_(mean, mean, alpha=-1)  # these are large: no more copies than needed
+            cross.addr_(wanted, mean, alpha=-1)
             mean, wanted = mean + sums.origins[0], wanted + sums.origins[1]
         up, down = self._start
         if not self._both:  # what is summed are V z' already
@@ -130,12 +147,14 @@ class LayerFit:
         return wanted - matrix @ mean if self._has_bias else None
 
     def _ridged(self, gram: Tensor, right: Tensor) -> Tensor:
-        """Return X [a, b] with X (gram + λ I) = right, λ a share of gram's mean diagonal."""
-        damped = gram.clone()
-        damped.diagonal().add_(max(self._ridge * float(gram.diagonal().mean()), 1e-300))
-        factor, failed = torch.linalg.cholesky_ex(damped)
+        """Return X [a, b] with X (gram + λ I) = right, λ a share of gram's mean diagonal.
+
+        The λ I stays added to ``gram``.
+        """
+        gram.diagonal().add_(max(self._ridge * float(gram.diagonal().mean()), 1e-300))
+        factor, failed = torch.linalg.cholesky_ex(gram)
         if int(failed):  # rounding left a gram that is not positive definite
-            solved: Tensor = torch.linalg.solve(damped, right, left=False)
+            solved: Tensor = torch.linalg.solve(gram, right, left=False)
             return solved
         return torch.cholesky_solve(right.T, factor).T
 

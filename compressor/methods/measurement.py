@@ -20,6 +20,7 @@ from compressor.forward import Batches, Forward, batch_length, largest_batch, to
 from compressor.layers.candidates import Candidates, ConvForm
 from compressor.methods.attribution import attributed_divergence
 from compressor.methods.factorize import Decompositions, factorized
+from compressor.methods.judging import Bounded, judged_within
 from compressor.methods.metrics import Needs, output_metrics
 from compressor.methods.norms import NormInputs, corrected_norms, has_batch_norms, norm_inputs
 from compressor.methods.recipe import Recipe
@@ -33,8 +34,9 @@ class Judgement(BaseModel):
 
     Args:
         kl: Mean KL from the dense model, in nats.
-        accuracy: None where there are no labels.
+        accuracy: None where there are no labels, and where ``kl`` is a lower bound.
         recipe: The recipe with nothing open.
+        lower_bound: Whether ``kl`` is only the least that it can be.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,6 +44,7 @@ class Judgement(BaseModel):
     kl: float
     accuracy: float | None
     recipe: Recipe
+    lower_bound: bool = False
 
 
 @dataclass(frozen=True)
@@ -219,8 +222,16 @@ class Measurement:
         chosen = corrected if better else plain
         return chosen, recipe.model_copy(update={"norm_correction": better})
 
-    def judged(self, ranks: dict[str, int], recipe: Recipe) -> tuple[Judgement, nn.Module | None]:
+    def judged(
+        self, ranks: dict[str, int], recipe: Recipe, *, limit: float | None = None
+    ) -> tuple[Judgement, nn.Module | None]:
         """Factorize as ranks and recipe say and judge the result, or recall how it was judged.
+
+        Args:
+            ranks: Rank by layer name.
+            recipe: How to truncate.
+            limit: A KL at which it has lost: where a part of the data shows that it does not come
+                below, its judgement is a lower bound. None judges on everything.
 
         Returns:
             The judgement, and the model where it had to be made.
@@ -229,26 +240,39 @@ class Measurement:
             ValueError: If there is no selection data.
         """
         made: list[nn.Module] = []
+        if isinstance(self.forward, TokenForward):
+            limit = None  # their logits are not kept
 
         def make() -> dict[str, object]:
-            model, settled, found = self._tried(ranks, recipe)
+            model, settled, found = self._tried(ranks, recipe, limit)
             if model is not None:
                 made.append(model)
             return {
-                "kl": found.kl_to_dense,
-                "accuracy": found.accuracy,
+                "kl": found.kl,
+                "accuracy": None if found.whole is None else found.whole.accuracy,
                 "recipe": settled.model_dump(mode="json"),
+                "lower_bound": found.whole is None,
             }
 
-        judgement = Judgement.model_validate(self._recalled("judgement", ranks, recipe, make))
+        beside = {} if limit is None else {"limit": limit}
+        found = self._recalled("judgement", ranks, recipe, make, beside=beside)
+        judgement = Judgement.model_validate(found)
         return judgement, made[0] if made else None
 
     def _tried(
-        self, ranks: dict[str, int], recipe: Recipe
-    ) -> tuple[nn.Module | None, Recipe, Evaluation]:
-        """Return a factorized model, its recipe with nothing open, and how it fares."""
+        self, ranks: dict[str, int], recipe: Recipe, limit: float | None
+    ) -> tuple[nn.Module | None, Recipe, Bounded]:
+        """Return a factorized model, its recipe with nothing open, and how it fares.
+
+        Where a part of the data shows that its KL reaches the limit, that is all that is known.
+        """
         model, settled = self.factorized(ranks, recipe)
-        return model, settled, self.judge(model)
+        if limit is None or self.selection is None:
+            return model, settled, Bounded.of(self.judge(model))
+        dense = self.dense_selection
+        assert dense is not None
+        found = judged_within(model, self.selection, dense, limit, forward=self.forward)
+        return model, settled, found
 
     def attributed(self, ranks: dict[str, int], recipe: Recipe) -> dict[str, float]:
         """Return each factorized layer's share of the KL on calibration data, or recall it."""
@@ -299,11 +323,22 @@ class Measurement:
         ranks: dict[str, int],
         recipe: Recipe,
         make: Callable[[], dict[str, object]],
+        *,
+        beside: Mapping[str, object] | None = None,
     ) -> object:
-        """Return what ``make`` makes of the model at these ranks, or what the cache has of it."""
+        """Return what ``make`` makes of the model at these ranks, or what the cache has of it.
+
+        Args:
+            name: What is made.
+            ranks: Rank by layer name.
+            recipe: How to truncate.
+            make: Makes it.
+            beside: What it depends on besides.
+        """
         if self.cache is None:
             return make()
-        found: object = self.cache.record(name, self._identity(ranks, recipe), make)
+        of = {**self._identity(ranks, recipe), **(beside or {})}
+        found: object = self.cache.record(name, of, make)
         return found
 
     def _identity(self, ranks: dict[str, int], recipe: Recipe) -> dict[str, object]:

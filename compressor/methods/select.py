@@ -46,6 +46,10 @@ class Trials:
         metric = Recipe(metric=self.best().recipe.metric)
         self.add(metric.model_copy(update=dict(weights)), constraints, multiple=multiple)
 
+    def settle_metric(self) -> None:
+        """Go on in the best metric so far: the decompositions in others are given up."""
+        self._measurement.decompositions.forget_all_but(self.best().recipe.metric)
+
     def add_refitted(self) -> None:
         """Try the best so far with its factors refitted in sequence."""
         best = self.best()
@@ -53,8 +57,17 @@ class Trials:
         self.judge(best.ranks, refitted, made_from=label(best.recipe))
 
     def judge(self, ranks: dict[str, int], recipe: Recipe, *, made_from: str | None = None) -> None:
-        """Factorize and judge a candidate, and tell which other one it was made from."""
-        found, model = self._measurement.judged(ranks, recipe)
+        """Factorize and judge a candidate, and tell which other one it was made from.
+
+        What cannot be the best of its kind is not judged on all of the data: the best of the guided
+        and of the unguided ones are told with their KL, for they are compared.
+        """
+        rivals = [
+            choice.kl
+            for choice, _ in self._tried
+            if made_from is not None or choice.guided == recipe.guided
+        ]
+        found, model = self._measurement.judged(ranks, recipe, limit=min(rivals, default=None))
         choice = Choice(
             label=label(found.recipe),
             kl=found.kl,
@@ -62,6 +75,7 @@ class Trials:
             guided=found.recipe.guided,
             chosen=False,
             made_from=made_from,
+            lower_bound=found.lower_bound,
         )
         if model is not None and all(choice.kl < other.kl for other, _ in self._tried):
             self._measurement.keep(ranks, found.recipe, model)

@@ -276,7 +276,7 @@ def _choices(choices: Iterable[Choice]) -> RenderableType:
         table.add_row(
             *_cells(
                 shorten(choice.label, 44),
-                nats(choice.kl),
+                f"≥ {nats(choice.kl)}" if choice.lower_bound else nats(choice.kl),
                 percent(choice.accuracy),
                 "guided" if choice.guided else "",
                 "chosen" if choice.chosen else "",

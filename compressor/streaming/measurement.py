@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from compressor.evaluation.loop import Evaluation
+from compressor.methods.judging import Bounded
 from compressor.methods.measurement import Measurement
 from compressor.methods.recipe import Recipe
 from compressor.progress import SILENT, Progress
@@ -57,10 +57,12 @@ class StreamedMeasurement(Measurement):
         return self.model, recipe.model_copy(update={"norm_correction": False})
 
     def _tried(
-        self, ranks: dict[str, int], recipe: Recipe
-    ) -> tuple[nn.Module | None, Recipe, Evaluation]:
+        self, ranks: dict[str, int], recipe: Recipe, limit: float | None
+    ) -> tuple[nn.Module | None, Recipe, Bounded]:
         """Run the model that ranks and recipe give, one block at a time; it is never there."""
+        del limit
         if self.judge_on_disk is None:
             raise ValueError("there is no selection data to judge on")
         _, settled = self.factorized(ranks, recipe)
-        return None, settled, self.judge_on_disk(self.candidates, ranks, settled, self.spectra)
+        found = self.judge_on_disk(self.candidates, ranks, settled, self.spectra)
+        return None, settled, Bounded.of(found)

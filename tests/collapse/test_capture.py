@@ -62,6 +62,7 @@ def batches_of(sizes=(5, 4), tokens=3, seed=1):
 
 def run(model, batches, **options):
     candidates = find_candidates(model, batches[0][0])
+    options = {"left_out": 0.0, **options}
     return capture(model, batches, candidates, classes=CLASSES, forward=Forward(), **options)
 
 
@@ -121,6 +122,8 @@ BODIES = {
     "plain": lambda m, x: m.b(torch.relu(m.a(x))),
     "in-place activation after the first layer": lambda m, x: m.b(m.a(x).relu_()),
     "in-place residual": lambda m, x: m.b(m.a(x)).add_(x.clone()),
+    "called twice, the first output written into": lambda m, x: m.b(m.a(m.a(x).mul_(0.5))),
+    "two layers on one input": lambda m, x: m.a(x) * m.b(x),
     "called several times": lambda m, x: m.a(torch.tanh(m.b(m.a(torch.tanh(m.a(x)))))),
     "some calls without a part in the logits": lambda m, x: (m.a(x * 2), m.b(m.a(x)))[1],
 }
@@ -157,6 +160,22 @@ def test_activations_of_a_batch_are_freed(asked):
     gc.collect()
     assert len(seen) > 2
     assert not any(output() is not None for output in seen)
+
+
+def test_input_written_in_place_between_two_layers_does_no_harm():
+    def body(m, x):
+        held = x.clone()
+        first = m.a(held)
+        held.mul_(2)
+        return first * m.b(held)
+
+    model, batches = model_of(body, a=linear(bias=False), b=linear(bias=False)), batches_of()
+    found = run(model, batches, gradients=True).layers
+    model.body = lambda m, x: m.a(x) * m.b(2 * x)
+    expected = run(model, batches, gradients=True).layers
+    for name in ("a", "b"):
+        torch.testing.assert_close(found[name].fisher.near, expected[name].fisher.near)
+        torch.testing.assert_close(found[name].fisher.pulled, expected[name].fisher.pulled)
 
 
 def test_input_written_in_place_afterwards_does_no_harm():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from compressor.collapse.capture import TEMPERATURE, fisher_gradient
 from compressor.collapse.fisher import FisherMoments
+from compressor.collapse.gradient_terms import Terms, through_positions, through_weights
 
 CPU = torch.device("cpu")
 
@@ -72,12 +73,66 @@ def test_is_the_explicit_one(seed, samples, positions, shape, scale):
 @pytest.mark.parametrize(("m", "n"), [(4, 6), (6, 4)])
 def test_both_ways_of_counting_agree(m, n):
     weight, inputs, gradients = problem(0, 3, 5, m, n)
-    moments = FisherMoments(weight, torch.zeros(n).double(), home=CPU)
-    *few, energy = moments._through_positions(inputs, gradients)
-    *many, again = moments._through_weights(inputs, gradients)
+    terms = Terms.of(inputs, gradients)
+    *few, energy = through_positions(terms, weight, terms.pulled(weight))
+    *many, again = through_weights(terms, weight)
     torch.testing.assert_close(energy, again)
     for first, second in zip(few, many, strict=True):
         torch.testing.assert_close(first[0].T @ first[1], second[0].T @ second[1])
+
+
+@pytest.mark.parametrize(("m", "n"), [(4, 6), (6, 4)])
+@pytest.mark.parametrize("positions", [3, 9])
+def test_rows_without_a_gradient_are_not_multiplied(m, n, positions):
+    weight, inputs, gradients = problem(0, 3, positions, m, n)
+    there = torch.zeros(3, positions, dtype=torch.bool)
+    there[0, 1] = there[2, 0] = there[2, -1] = positions > 3
+    there[1, 2] = True
+    gradients *= there[..., None]
+    terms = Terms.of(inputs, gradients, inputs @ weight.T)
+    assert terms.positions == (2 if positions > 3 else 1)
+    moments = FisherMoments(weight, torch.zeros(n).double(), home=CPU)
+    moments.update(inputs, gradients)
+    found = moments.result()
+    outputs, inner, energy, rows = explicit(weight, inputs, gradients)
+    near, pulled = (
+        (outputs, weight @ inner @ weight.T) if m <= n else (inner, weight.T @ outputs @ weight)
+    )
+    torch.testing.assert_close(found.near, near)
+    torch.testing.assert_close(found.pulled, pulled)
+    torch.testing.assert_close(found.rows, rows / 3)
+    assert found.energy == pytest.approx(energy)
+    single = (part.flatten(0, 1)[:, None] for part in (inputs, gradients))
+    outputs, inner, *_ = explicit(weight, *single)
+    torch.testing.assert_close(found.by_row.near, positions * (outputs if m <= n else inner))
+
+
+@pytest.mark.parametrize(("m", "n"), [(4, 6), (6, 4), (2, 3)])
+def test_rows_that_are_left_out_hold_no_more_than_their_share(m, n):
+    weight, inputs, gradients = problem(0, 20, 5, m, n)
+    gradients *= torch.logspace(0, -4, 100).reshape(20, 5, 1)
+    whole, some = (
+        FisherMoments(weight, torch.zeros(n).double(), home=CPU, whole=True, left_out=share)
+        for share in (0.0, 0.05)
+    )
+    whole.update(inputs, gradients)
+    some.update(inputs, gradients)
+    exact, found = whole.result(), some.result()
+    torch.testing.assert_close(found.near, exact.near)  # of whole samples nothing is left out
+    sizes = (inputs.norm(dim=2) * gradients.norm(dim=2)).square().flatten()
+    order = sizes.argsort(descending=True)
+    count = int((sizes[order].cumsum(0) < 0.95 * sizes.sum()).sum()) + 1
+    assert count < 50
+    taken = order[:count]
+    assert found.by_row.energy == pytest.approx(float(sizes[taken].sum()) / 20)
+    assert 0.95 <= found.by_row.energy / exact.by_row.energy < 1
+    single = (part.flatten(0, 1)[taken][:, None] for part in (inputs, gradients))
+    outputs, inner, *_ = explicit(weight, *single)
+    near, far = (outputs, inner) if m <= n else (inner, outputs)
+    torch.testing.assert_close(found.by_row.near, near * count / 20)
+    torch.testing.assert_close(found.by_row.far, far * count / 20)
+    seen = weight @ far @ weight.T if m <= n else weight.T @ far @ weight
+    torch.testing.assert_close(found.by_row.pulled, seen * count / 20)
 
 
 @pytest.mark.parametrize("positions", [1, 5, 300])

@@ -156,3 +156,18 @@ def test_weighted_error_is_its_formula():
     assert weighted_error(difference, inputs, outputs) == pytest.approx(float(expected))
     plain = weighted_error(difference, None, None)
     assert plain == pytest.approx(float(difference.square().sum()))
+
+
+@pytest.mark.parametrize(("m", "n"), [(5, 8), (8, 5)])
+def test_cut_to_a_rank_it_holds_no_more_factors_and_the_same_losses(m, n):
+    weight, inputs, outputs = problem(m, n)
+    whole = decompose(weight, inputs, outputs)
+    cut = whole.up_to(3)
+    assert (cut.up.shape, cut.down.shape) == ((m, 3), (3, n))
+    assert cut.up.untyped_storage().nbytes() == cut.up.nbytes
+    assert cut.down.untyped_storage().nbytes() == cut.down.nbytes
+    torch.testing.assert_close(cut.tail(), whole.tail())
+    for rank in (1, 3):
+        for one, other in zip(cut.factors(rank), whole.factors(rank), strict=True):
+            torch.testing.assert_close(one, other)
+    assert whole.up_to(5) is whole

@@ -92,3 +92,13 @@ def test_missing_statistics_and_nan_weights_name_the_layer():
     forward = measured("whitened").layers
     with pytest.raises(LayerError, match=r"Layer a: .* gradients, which were not gathered"):
         Decompositions(trained(), layers, forward).get("a", FISHER)
+
+
+def test_decompositions_in_other_metrics_can_be_given_up():
+    found = measured().decompositions
+    kept, given_up = found.get("a", FISHER), found.get("a", COVARIANCE)
+    found.forget_all_but("fisher")
+    assert found.get("a", FISHER) is kept
+    again = found.get("a", COVARIANCE)
+    assert again is not given_up
+    assert torch.equal(again.decomposition.up, given_up.decomposition.up)

@@ -9,6 +9,7 @@ import torch
 
 from compressor.methods.constraints import weights_within
 from compressor.methods.guided import FORWARD_GRID, METRIC_GRID, WEIGHT_GRID, Guided, metric_grid
+from compressor.methods.measurement import Measurement
 from compressor.methods.recipe import Recipe
 from compressor.methods.sharing import allocate, label
 from compressor.progress import SILENT
@@ -102,3 +103,26 @@ def test_tokens_are_rows_already():
     assert mixed == plain
     assert [recipe.metric for recipe in metric_grid(found)] == ["shrunk_fisher"]
     assert metric_grid(measured()) == METRIC_GRID
+
+
+def test_what_is_not_judged_to_the_end_would_not_have_been_chosen(monkeypatch):
+    found = measured()
+    decision = Guided().decide(found, half(), multiple=1, progress=SILENT)
+    judged = Measurement.judged
+    monkeypatch.setattr(
+        Measurement, "judged", lambda self, ranks, recipe, limit: judged(self, ranks, recipe)
+    )
+    whole = Guided().decide(found, half(), multiple=1, progress=SILENT)
+    assert decision.ranks == whole.ranks
+    assert decision.recipe == whole.recipe
+    assert any(choice.lower_bound for choice in decision.selection)
+    for choice, exact in zip(decision.selection, whole.selection, strict=True):
+        assert choice.label == exact.label
+        assert choice.kl <= exact.kl * (1 + 1e-5)
+        if not choice.lower_bound:
+            assert choice.kl == pytest.approx(exact.kl, rel=1e-5)
+            assert choice.accuracy == exact.accuracy
+    for guided in (False, True):  # the best of either kind is known exactly
+        kind = [c for c in whole.selection if c.guided == guided and c.made_from is None]
+        best = min(kind, key=lambda choice: choice.kl).label
+        assert not next(c for c in decision.selection if c.label == best).lower_bound

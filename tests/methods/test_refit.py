@@ -22,6 +22,7 @@ from compressor.layers.kinds import LAYER_KINDS
 from compressor.layers.search import find_candidates
 from compressor.layers.surgery import install, structural_copy
 from compressor.methods.constraints import weights_within
+from compressor.methods.fitted_samples import fitted_samples
 from compressor.methods.layer_fit import LayerFit
 from compressor.methods.norms import norm_inputs
 from compressor.methods.recipe import Recipe
@@ -64,6 +65,7 @@ def refit(dense, small, layers, given, **options):
     energies = [
         BatchEnergies(len(x), None, found) for (x, _), found in zip(given, noted, strict=False)
     ]
+    options.setdefault("left_out", 0.0)
     return refitted(dense, small, layers, given, energies, forward=Forward(), **options)
 
 
@@ -131,6 +133,38 @@ def test_each_layer_is_the_ridge_solution_of_all_batches_on_the_refitted_prefix(
                 metrics[name].numpy() if name in metrics else None,
             )
             agrees(getattr(fitted, name), expected)
+
+
+def test_samples_and_rows_that_weigh_little_are_left_out(models):
+    """With a share left out: the ridge solution on the rows that are left, by an oracle."""
+    dense, small, layers = models
+    x, labels = doubles(1, size=64)[0]
+    x = x * torch.logspace(0, -3, 64).double()[:, None, None]
+    given = [(x[:32], labels[:32]), (x[32:], labels[32:])]
+    share = 0.05
+    noted = energies_of(dense, layers, given)
+    batches = [BatchEnergies(32, None, found) for found in noted]
+    taken = fitted_samples(batches, ["a", "b"], share)
+    assert any(index is not None for index in taken)
+    fitted = refit(dense, small, layers, given, ridge=RIDGE, left_out=share)
+    rows, wanted, weights = [], [], []
+    for (whole, _), batch, index in zip(given, batches, taken, strict=True):
+        part = whole if index is None else whole[index]
+        if not len(part):
+            continue
+        found = batch.of(index).energies["a"][0].flatten()
+        order = found.argsort(descending=True)
+        count = int((found[order].cumsum(0) < (1 - share) * found.sum()).sum()) + 1
+        assert count < len(found)
+        kept = order[:count]
+        rows.append(part.flatten(0, 1)[kept])
+        wanted.append(dense.a(part).flatten(0, 1)[kept].detach())
+        weights.append(found[kept])
+    with torch.no_grad():
+        expected = oracle(small.a, *(torch.cat(part).numpy() for part in (rows, wanted, weights)))
+    agrees(fitted.a, expected)
+    everything = refit(dense, small, layers, given, ridge=RIDGE)
+    assert not torch.equal(fitted.a.weight, everything.a.weight)
 
 
 def test_batches_that_memory_parts_still_come_nearer_to_the_dense_model(models):

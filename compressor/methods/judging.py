@@ -1,0 +1,104 @@
+"""Judging a compressed model on the samples first that can tell most of it.
+
+A KL is not negative, so what a part of the samples sums to is a lower bound of the whole. Most of
+it comes from the samples of which the dense model is least sure: on MiniLM/R52 a quarter of them
+holds 95 to 97 % of every candidate's. A candidate that has lost on these is not run on the others:
+the choice is the same as if all had been judged on everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from compressor.evaluation.loop import Evaluation, evaluate, score
+from compressor.forward import Batch, Batches, Forward, batch_length, chosen
+
+FIRST = 0.25
+"""Share of the samples that a candidate is judged on first."""
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """How a model fares that may have lost before it was seen on everything.
+
+    Args:
+        kl: Mean KL from the dense model, in nats, over all samples; the least it can be where the
+            model has lost.
+        whole: How it fares on all samples; None where it has lost.
+    """
+
+    kl: float
+    whole: Evaluation | None
+
+    @classmethod
+    def of(cls, whole: Evaluation) -> Bounded:
+        """Return how a model fares that was compared with the dense one on all samples."""
+        assert whole.kl_to_dense is not None
+        return cls(whole.kl_to_dense, whole)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Those samples of batches that a mask names, batch by batch; batches without any are left out.
+
+    Args:
+        batches: The batches.
+        mask: Whether each sample is taken, [N].
+    """
+
+    batches: Batches
+    mask: Tensor
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield each batch's samples in order."""
+        start = 0
+        for inputs, labels in self.batches:
+            end = start + batch_length(inputs)
+            index = self.mask[start:end].nonzero().flatten()
+            start = end
+            if len(index):
+                yield chosen(inputs, index), None if labels is None else labels[index]
+
+
+def judged_within(
+    model: nn.Module, batches: Batches, dense: Evaluation, limit: float, *, forward: Forward
+) -> Bounded:
+    """Return how a model fares, or that its KL is at least ``limit``.
+
+    Args:
+        model: The compressed model.
+        batches: What it is judged on.
+        dense: How the dense model fares on it, with logits of classes.
+        limit: A mean KL, in nats.
+        forward: How to call the model.
+    """
+    logits = dense.logits
+    assert isinstance(logits, Tensor)
+    hard = unsure(logits, FIRST)
+    first = evaluate(model, Part(batches, hard), forward=forward, dense_logits=logits[hard])
+    assert first.kl_to_dense is not None
+    least = first.kl_to_dense * first.samples / len(logits)
+    if least >= limit:
+        return Bounded(least, None)
+    rest = evaluate(model, Part(batches, ~hard), forward=forward)
+    assert isinstance(first.logits, Tensor)
+    assert isinstance(rest.logits, Tensor)
+    together = torch.empty_like(logits)
+    together[hard], together[~hard] = first.logits, rest.logits
+    return Bounded.of(score(together, dense.labels, dense_logits=logits))
+
+
+def unsure(logits: Tensor, share: float) -> Tensor:
+    """Return which samples [N] the dense model is least sure of, at least one.
+
+    By 1 − Σ p², the trace of the Fisher at the logits [N, C].
+    """
+    probabilities = logits.double().softmax(1)
+    order = probabilities.square().sum(1).argsort(stable=True)
+    mask = torch.zeros(len(logits), dtype=torch.bool)
+    mask[order[: max(1, round(share * len(logits)))]] = True
+    return mask

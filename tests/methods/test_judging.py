@@ -1,0 +1,85 @@
+"""Judging on the hardest samples first: the same choice as on everything."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from compressor.evaluation.loop import evaluate
+from compressor.forward import Forward
+from compressor.methods.judging import FIRST, Part, judged_within, unsure
+from compressor.methods.recipe import Recipe
+from tests.methods.measured import measured
+
+
+@pytest.fixture(scope="module")
+def small():
+    return measured().factorized({"a": 3, "b": 3}, Recipe())[0]
+
+
+def bounded(small, limit):
+    found = measured()
+    assert found.dense_selection is not None
+    return judged_within(small, found.selection, found.dense_selection, limit, forward=Forward())
+
+
+def test_below_the_limit_everything_is_judged(small):
+    whole = measured().judge(small)
+    found = bounded(small, 2 * whole.kl_to_dense)
+    assert found.kl == pytest.approx(whole.kl_to_dense, rel=1e-5)
+    assert found.whole.accuracy == whole.accuracy
+    assert found.whole.samples == whole.samples
+    torch.testing.assert_close(found.whole.logits, whole.logits)
+
+
+def test_what_has_lost_on_a_part_is_not_judged_on_the_rest(small):
+    measurement = measured()
+    dense, whole = measurement.dense_selection.logits, measurement.judge(small)
+    p, q = (logits.double().log_softmax(1) for logits in (dense, whole.logits))
+    kl = (p.exp() * (p - q)).sum(1)
+    least = float(kl[unsure(dense, FIRST)].sum() / len(kl))
+    calls = []
+    handle = small.register_forward_hook(lambda module, args, out: calls.append(len(out)))
+    lost = bounded(small, 0.999 * least)
+    handle.remove()
+    assert lost.whole is None
+    assert lost.kl == pytest.approx(least, rel=1e-5)
+    assert lost.kl < whole.kl_to_dense
+    assert sum(calls) == round(FIRST * len(dense))
+    assert bounded(small, 1.001 * least).whole is not None
+
+
+def test_unsure_are_the_samples_with_the_least_sure_predictions():
+    logits = torch.tensor([[9.0, 0.0], [0.1, 0.0], [2.0, 0.0], [0.0, 0.5], [0.0, 7.0]])
+    assert unsure(logits, 0.4).tolist() == [False, True, False, True, False]
+    assert unsure(logits, 0.0).tolist() == [False, True, False, False, False]
+
+
+def test_parts_hold_their_samples_in_order_with_inputs_of_every_form():
+    x = torch.arange(10.0)[:, None]
+    mask = torch.tensor([True, False, True, False, False, False, False, False, True, True])
+    for form in (lambda t: t, lambda t: (t, t), lambda t: {"x": t}):
+        given = [(form(x[:4]), torch.arange(4)), (form(x[4:8]), None), (form(x[8:]), None)]
+        found = list(Part(given, mask))
+        assert len(found) == 2
+        first = [
+            next(iter(i.values())) if isinstance(i, dict) else i[0] if isinstance(i, tuple) else i
+            for i, _ in found
+        ]
+        assert torch.cat(first).flatten().tolist() == [0, 2, 8, 9]
+        assert found[0][1].tolist() == [0, 2]
+        assert found[1][1] is None
+
+
+def test_whole_is_what_evaluating_gives(small):
+    found = measured()
+    both = [evaluate(small, Part(found.selection, mask)).logits for mask in halves()]
+    together = torch.empty(32, both[0].shape[1])
+    for mask, logits in zip(halves(), both, strict=True):
+        together[mask] = logits
+    torch.testing.assert_close(together, evaluate(small, found.selection).logits)
+
+
+def halves():
+    mask = torch.arange(32) % 3 == 0
+    return mask, ~mask
