@@ -76,6 +76,18 @@ class Decompositions:
                 self._kept[key] = self._found(name, recipe)
         return self._kept[key]
 
+    def of_every_rank(self, name: str, recipe: Recipe) -> Truncation:
+        """Return one layer's decomposition with the factors above break-even too, made anew.
+
+        Raises:
+            LayerError: As `get`.
+        """
+        made = self._whole(name, recipe)
+        if not isinstance(self._statistics, SpilledLayers):
+            key = (name, self._layers[name].kind, recipe.metric, recipe.alpha)
+            self._kept.setdefault(key, _up_to_break_even(made, self._layers[name]))
+        return made
+
     def forget_all_but(self, metric: str) -> None:
         """Give up what was made in other metrics; should it be asked for again, it is made anew."""
         for key in [key for key in self._kept if key[2] != metric]:
@@ -125,6 +137,9 @@ class Decompositions:
         return made[0] if made else _truncation_of(state, self._weight(name).device)
 
     def _made(self, name: str, recipe: Recipe) -> Truncation:
+        return _up_to_break_even(self._whole(name, recipe), self._layers[name])
+
+    def _whole(self, name: str, recipe: Recipe) -> Truncation:
         statistics, layer = self._statistics.get(name), self._layers[name]
         looked_up = statistics is not None and statistics.counts is not None
         truncate = METRICS.get(recipe.metric).truncate
@@ -133,15 +148,19 @@ class Decompositions:
         elif layer.folded is not None:
             truncate = truncated_separably(recipe.metric, layer)
         try:
-            made = truncate(_double(self._weight(name)), statistics, recipe)
+            return truncate(_double(self._weight(name)), statistics, recipe)
         except ValueError as error:
             raise LayerError(name, f"it cannot be decomposed: {error}") from error
-        if isinstance(made.decomposition, Decomposition):  # above it the layer stays dense
-            return replace(made, decomposition=made.decomposition.up_to(layer.break_even_rank))
-        return made
 
     def _weight(self, name: str) -> Tensor:
         return LAYER_KINDS.get(self._layers[name].kind).matrix(self._modules[name])
+
+
+def _up_to_break_even(made: Truncation, layer: Candidate) -> Truncation:
+    """Return it without the factors of ranks at which the layer stays dense."""
+    if not isinstance(made.decomposition, Decomposition):
+        return made
+    return replace(made, decomposition=made.decomposition.up_to(layer.break_even_rank))
 
 
 def truncated_separably(metric: str, layer: Candidate) -> Truncate:

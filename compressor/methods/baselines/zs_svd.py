@@ -65,7 +65,7 @@ class ZeroSum:
         layers = measurement.candidates.layers
         changes = {}
         for name in layers:
-            found = measurement.decompositions.get(name, self.recipe).decomposition
+            found = measurement.decompositions.of_every_rank(name, self.recipe).decomposition
             if not isinstance(found, Decomposition):
                 raise UsageError(
                     f"The method zs-svd scores singular components, and layer {name!r} in spatial "
