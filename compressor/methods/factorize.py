@@ -88,11 +88,6 @@ class Decompositions:
             self._kept.setdefault(key, _up_to_break_even(made, self._layers[name]))
         return made
 
-    def forget_all_but(self, metric: str) -> None:
-        """Give up what was made in other metrics; should it be asked for again, it is made anew."""
-        for key in [key for key in self._kept if key[2] != metric]:
-            del self._kept[key]
-
     def _share(self, recipe: Recipe) -> None:
         """Decompose this process's share of the layers, and give and take the rest."""
         costs = [layer.full_rank**2 * sum(layer.shape) for layer in self._layers.values()]

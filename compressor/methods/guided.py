@@ -86,7 +86,6 @@ class Guided:
             partial(trials.add, recipe, constraints, multiple=multiple) for recipe in grid
         ]
         if measurement.gradients:
-            steps.append(trials.settle_metric)
             steps += [
                 partial(trials.add_weighted, weights, constraints, multiple=multiple)
                 for weights in WEIGHT_GRID

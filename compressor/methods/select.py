@@ -46,10 +46,6 @@ class Trials:
         metric = Recipe(metric=self.best().recipe.metric)
         self.add(metric.model_copy(update=dict(weights)), constraints, multiple=multiple)
 
-    def settle_metric(self) -> None:
-        """Go on in the best metric so far: the decompositions in others are given up."""
-        self._measurement.decompositions.forget_all_but(self.best().recipe.metric)
-
     def add_refitted(self) -> None:
         """Try the best so far with its factors refitted in sequence."""
         best = self.best()

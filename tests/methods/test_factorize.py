@@ -94,11 +94,11 @@ def test_missing_statistics_and_nan_weights_name_the_layer():
         Decompositions(trained(), layers, forward).get("a", FISHER)
 
 
-def test_decompositions_in_other_metrics_can_be_given_up():
-    found = measured().decompositions
-    kept, given_up = found.get("a", FISHER), found.get("a", COVARIANCE)
-    found.forget_all_but("fisher")
-    assert found.get("a", FISHER) is kept
-    again = found.get("a", COVARIANCE)
-    assert again is not given_up
-    assert torch.equal(again.decomposition.up, given_up.decomposition.up)
+def test_factors_of_every_rank_are_there_for_who_asks():
+    found = measured()
+    layer = found.candidates.layers["a"]
+    whole = found.decompositions.of_every_rank("a", FISHER).decomposition
+    kept = found.decompositions.get("a", FISHER).decomposition
+    assert whole.up.shape[1] == layer.full_rank > layer.break_even_rank == kept.up.shape[1]
+    assert torch.equal(whole.up[:, : layer.break_even_rank], kept.up)
+    assert torch.equal(whole.energies, kept.energies)
