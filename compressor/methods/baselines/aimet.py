@@ -7,9 +7,10 @@ of 10 ratios, 0.1 … 1, all others dense, and the whole model's accuracy is mea
 model. Then the same accuracy is asked of every layer: each takes its cheapest option that keeps
 it, and the highest accuracy at which the budget holds is found by bisection.
 
-Accuracy is measured on at most 256 samples of the selection data: 9 evaluations a layer, and fewer
-ratios a layer where that were more than 400 in all (never less than one a layer). Between the
-ratios measured it is interpolated linearly, and taken for 0 where nothing is kept.
+Accuracy is measured on at most 256 samples of the selection data, for a language model on as few
+windows as predict 256 tokens: 9 evaluations a layer, and fewer ratios a layer where that were more
+than 400 in all (never less than one a layer). Between the ratios measured it is interpolated
+linearly, and taken for 0 where nothing is kept.
 
 Differs: layers take any rank and not one of ten (AIMET interpolates too, by bisecting between
 candidates); accuracies on few samples tie, so what the last step of accuracy leaves of the budget
@@ -20,13 +21,14 @@ the agreement with the dense model is the accuracy; without selection data calib
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
 from torch import Tensor
 
 from compressor.evaluation.loop import evaluate
-from compressor.forward import Batch, Batches, Inputs, batch_length
+from compressor.forward import Batch, Batches, Forward, Inputs, batch_length, first_tensor
 from compressor.layers.candidates import Candidate
 from compressor.methods.allocation import Options, options
 from compressor.methods.baselines.recipe_method import decided
@@ -37,6 +39,7 @@ from compressor.methods.method import METHODS, Decision
 from compressor.methods.metrics import Needs
 from compressor.methods.recipe import Recipe
 from compressor.progress import Progress
+from compressor.tokens import TokenForward
 
 RATIOS = 10
 """Ratios 1/10 … 1; the last is the dense model and needs no evaluation."""
@@ -45,7 +48,7 @@ MOST_EVALUATIONS = 400
 """With more layers than this allows, fewer ratios are measured a layer."""
 
 MOST_SAMPLES = 256
-"""Samples that an accuracy is measured on."""
+"""Samples that an accuracy is measured on; the tokens predicted in a window are samples."""
 
 
 class Greedy:
@@ -86,7 +89,7 @@ class Greedy:
         """Return the accuracy at each layer's options, interpolated between measured ones."""
         if measurement.selection is None:
             progress.note("No selection data: accuracies are measured on calibration data.")
-        batches = _head(measurement.selection or measurement.calibration, MOST_SAMPLES)
+        batches = head(measurement.selection or measurement.calibration, measurement.forward)
         dense = evaluate(measurement.model, batches, forward=measurement.forward)
         trials = [
             (name, rank)
@@ -198,15 +201,19 @@ def _within(
     return bool(np.all(costs <= limits))
 
 
-def _head(batches: Batches, samples: int) -> list[Batch]:
-    """Return the first batches, cut at a number of samples."""
+def head(batches: Batches, forward: Forward) -> list[Batch]:
+    """Return the first samples, or as many of the first windows as predict so many tokens."""
     kept: list[Batch] = []
+    missing = MOST_SAMPLES
     for inputs, labels in batches:
-        size = min(batch_length(inputs), samples)
-        if size == 0:
-            break
+        predictions = 1
+        if isinstance(forward, TokenForward):
+            predictions = max(first_tensor(inputs).shape[1] - 1, 1)
+        size = min(batch_length(inputs), math.ceil(missing / predictions))
         kept.append((_cut(inputs, size), None if labels is None else labels[:size]))
-        samples -= size
+        missing -= size * predictions
+        if missing <= 0:
+            break
     return kept
 
 

@@ -6,16 +6,19 @@ import numpy as np
 import pytest
 import torch
 
+from compressor.forward import Forward
 from compressor.layers.candidates import Candidate
 from compressor.methods.allocation import Options, options
 from compressor.methods.baselines.aimet import (
     MOST_EVALUATIONS,
     greedy,
+    head,
     interpolated,
     probes,
 )
 from compressor.progress import Progress
 from compressor.stages import measure, plan
+from compressor.tokens import TokenForward
 
 
 def toy(*costs):
@@ -135,3 +138,11 @@ def test_without_labels_or_selection_data_it_says_so_and_goes_on(net, batches):
     made = plan(found, "layers=40%", method="aimet", progress=watched)
     assert any("calibration data" in note for note in watched.notes)
     assert max(made.ranks.values()) >= 1
+
+
+def test_accuracy_is_measured_on_so_many_predictions_and_not_windows():
+    images = [(torch.zeros(100, 3), torch.zeros(100)) for _ in range(4)]
+    assert [len(inputs) for inputs, _ in head(images, Forward())] == [100, 100, 56]
+    windows = [({"input_ids": torch.zeros(2, 101, dtype=torch.long)}, None) for _ in range(4)]
+    kept = head(windows, TokenForward())
+    assert [len(inputs["input_ids"]) for inputs, _ in kept] == [2, 1]
