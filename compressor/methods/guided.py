@@ -26,17 +26,17 @@ METRIC_GRID = (
     Recipe(metric="fisher"),
     Recipe(metric="shrunk_fisher"),
     Recipe(metric="mixed_fisher"),
-    Recipe(metric="mixed_fisher", layer_weight="guided", beta=0.25),
 )
 """With gradients, the metric is chosen first; energies are losses and compare across layers."""
 
 WEIGHT_GRID = (
     {"layer_weight": "root"},
     {"layer_weight": "relative"},
-    {"layer_weight": "guided", "beta": 0.25},
     {"layer_weight": "root", "beta": 0.25},
+    {"layer_weight": "guided", "beta": 0.25},
 )
-"""Then, in the best metric, how the budget is shared between the layers."""
+"""Then, in the best metric, how the budget is shared between the layers. What wins most often comes
+first: what loses to it need not be judged on everything."""
 
 FORWARD_GRID = (
     Recipe(allocation="uniform"),
