@@ -134,14 +134,14 @@ class FisherMoments:
 
     @property
     def takes_outputs(self) -> bool:
-        """Whether W z of each row, where it is given, spares a product of its own: m ≤ n."""
+        """Whether it is W z of each row that spares a product, and not δ W: m ≤ n."""
         return not self._tall
 
     def update(
         self,
         inputs: Tensor,
         gradients: Tensor,
-        outputs: Tensor | None = None,
+        seen: Tensor | None = None,
         *,
         scale: float = 1.0,
     ) -> None:
@@ -150,13 +150,14 @@ class FisherMoments:
         Args:
             inputs: Centred input rows [B, P, n]; rows to leave out are zero.
             gradients: Gradients δ/scale [B, P, m] of each sample's own loss at the outputs.
-            outputs: W times the input rows [B, P, m], where the caller has them.
+            seen: What the weights make of the larger side's rows, where the caller has it: of the
+                input rows W z [B, P, m] where m ≤ n, else of the gradients δ W/scale [B, P, n].
             scale: What the gradients were divided by.
 
         Raises:
             ValueError: If a gradient is not finite.
         """
-        terms = Terms.of(inputs, gradients, outputs)
+        terms = Terms.of(inputs, gradients, seen)
         pulled = None
         if terms.positions > min(self._weight.shape):
             near, far, energy = through_weights(terms, self._weight)

@@ -24,16 +24,17 @@ class Terms:
         inputs: Z, [B, P, n].
         gradients: D, [B, P, m].
         slopes: ‖δ‖ of each row, [B, P].
-        outputs: Z Wᵀ [B, P, m], where the caller has them.
+        seen: The larger side's rows as W [m, n] shows them, where the caller has them: Z Wᵀ
+            [B, P, m] where m ≤ n, else D W [B, P, n].
     """
 
     inputs: Tensor
     gradients: Tensor
     slopes: Tensor
-    outputs: Tensor | None = None
+    seen: Tensor | None = None
 
     @classmethod
-    def of(cls, inputs: Tensor, gradients: Tensor, outputs: Tensor | None = None) -> Terms:
+    def of(cls, inputs: Tensor, gradients: Tensor, seen: Tensor | None = None) -> Terms:
         """Return the rows, without positions that add nothing to any product.
 
         Those are most where few rows have a gradient: in the last block of a classifier only the
@@ -43,7 +44,7 @@ class Terms:
         there = slopes != 0  # NaN is not zero
         most = int(there.sum(1).max()) if len(there) else 0
         if not 0 < most <= slopes.shape[1] // 2:
-            return cls(inputs, gradients, slopes, outputs)
+            return cls(inputs, gradients, slopes, seen)
         # A stable sort: rows keep their order, and samples with fewer keep some that are zero.
         first = (~there).to(torch.int8).argsort(dim=1, stable=True)[:, :most]
 
@@ -54,7 +55,7 @@ class Terms:
             picked(inputs),
             picked(gradients),
             slopes.gather(1, first),
-            None if outputs is None else picked(outputs),
+            None if seen is None else picked(seen),
         )
 
     @property
@@ -72,9 +73,9 @@ class Terms:
         Returns:
             [N, min(m, n)].
         """
+        if self.seen is not None:
+            return flat(self.seen, rows)
         tall = len(weight) > weight.shape[1]
-        if self.outputs is not None and not tall:
-            return flat(self.outputs, rows)
         return flat(self.gradients if tall else self.inputs, rows) @ (weight if tall else weight.T)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -100,6 +100,7 @@ class Watch:
         self._followed: Counter[str] = Counter()
         self._copied: tuple[Tensor, int, Tensor] | None = None
         self._met: dict[str, list[tuple[Tensor, ...]]] = {}
+        self._tapped: dict[str, Tensor] = {}
         tables = {name for name, layer in candidates.layers.items() if _looks_up(layer)}
         # Embeddings on the same indices look up rows of their own: each is a group by itself.
         self._of = {n: n if n in tables else c.group for n, c in candidates.layers.items()}
@@ -137,6 +138,11 @@ class Watch:
             self._modules[name].register_forward_hook(self._hook(layer))
             for name, layer in self._candidates.layers.items()
         ]
+        handles += [
+            self._modules[name].register_forward_pre_hook(self._tapping(name))
+            for name, moments in self.fisher.items()
+            if not moments.takes_outputs and isinstance(self._modules[name], nn.Linear)
+        ]
         try:
             yield
         finally:
@@ -151,9 +157,7 @@ class Watch:
     def end(self) -> None:
         """Finish a batch."""
         for name in list(self._met):  # not every call had a part in the logits
-            moments = self._sought(name)
-            assert moments is not None
-            self._add(name, moments)
+            self._add(name)
         self._followed.clear()
         self._copied = None
         for group, (total, count) in self._pooling.items():
@@ -207,6 +211,18 @@ class Watch:
 
     def _sought(self, name: str) -> FisherMoments | LossMoments | None:
         return self.fisher.get(name) or self.loss.get(name)
+
+    def _tapping(self, name: str) -> Callable[..., Any]:
+        """Give the layer a view of its input, whose gradient δ W is of this layer alone."""
+
+        def pre(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            del module
+            if not (torch.is_grad_enabled() and args and args[0].requires_grad):
+                return None
+            self._tapped[name] = args[0].view_as(args[0])
+            return (self._tapped[name], *args[1:])
+
+        return pre
 
     def _hook(self, layer: Candidate) -> Callable[..., Any]:
         kind = LAYER_KINDS.get(layer.kind)
@@ -273,12 +289,15 @@ class Watch:
         looked_up = output.detach() if kind.lookup else None
         self._followed[layer.name] += 1
         note = self._noting(layer, kind, module, output)
+        place: list[int] = []  # of this call among those whose gradient is known
+        waits = self._has_tapped(layer.name, kind, module, place)
 
         def gradient_hook(gradient: Tensor) -> None:
             nonlocal held, made
             assert held is not None
             note(gradient)
             met = self._met.setdefault(layer.name, [])
+            place.append(len(met))
             if looked_up is not None:
                 met.append(self._looked_up(kind, module, held, gradient, looked_up))
             else:
@@ -297,8 +316,8 @@ class Watch:
                     outputs = _centred(outputs, moments.output_at_centre, keep)
                     met[-1] = (centred, gradients, outputs)
             held = made = None  # the model's next call may come before this one's graph goes
-            if len(met) == self._followed[layer.name]:
-                self._add(layer.name, moments)
+            if not waits:
+                self._add_if_last(layer.name)
 
         if output.requires_grad:
             output.register_hook(gradient_hook)
@@ -307,6 +326,34 @@ class Watch:
         leaf: Any = output.detach().requires_grad_()
         leaf.register_hook(gradient_hook)
         return cast(Tensor, leaf.clone())
+
+    def _has_tapped(
+        self, name: str, kind: LayerKind, module: nn.Module, place: Sequence[int]
+    ) -> bool:
+        """Return whether δ W will come after the gradient of a call, and note it then.
+
+        Args:
+            name: Name of the layer.
+            kind: Its kind.
+            module: It.
+            place: Of the call among those met, known once its gradient is.
+        """
+        tapped: Any = self._tapped.pop(name, None)
+        if tapped is None:
+            return False
+        samples = len(self._labels)
+
+        def hook(gradient: Tensor) -> None:
+            met = self._met.get(name)
+            if met is None:
+                return  # another call has come last, and all were added
+            seen = kind.all_rows(module, gradient, samples)
+            if seen.dtype == met[place[0]][1].dtype:
+                met[place[0]] = (*met[place[0]], seen)
+            self._add_if_last(name)
+
+        tapped.register_hook(hook)
+        return True
 
     def _copy(self, inputs: Tensor) -> Tensor:
         """Return a copy, so that what the model later writes into its input does no harm.
@@ -342,13 +389,19 @@ class Watch:
 
         return note
 
-    def _add(self, name: str, moments: FisherMoments | LossMoments) -> None:
+    def _add_if_last(self, name: str) -> None:
+        if len(self._met[name]) == self._followed[name]:
+            self._add(name)
+
+    def _add(self, name: str) -> None:
         """Add the batch's gradients at a layer, those of all its calls together.
 
         A sample's gradient in the weights is the sum over the calls, so that their rows are joined.
         Where tokens are predicted, the Fisher takes every position for a sample (`token_capture`
         says why).
         """
+        moments = self._sought(name)
+        assert moments is not None
         met = self._met.pop(name)
         known = min(map(len, met))  # of some calls the outputs may be lost
         parts = [

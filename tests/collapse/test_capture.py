@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from compressor.collapse.capture import TEMPERATURE, batch_seed, capture, random_signs_
+from compressor.collapse.fisher import FisherMoments
 from compressor.errors import DataError, LayerError
 from compressor.forward import Forward
 from compressor.layers.kinds import kind_of
@@ -145,6 +146,38 @@ def test_statistics_are_of_what_the_layers_saw(body):
     with torch.no_grad():
         logits = torch.cat([model(x) for x, _ in batches])
     torch.testing.assert_close(found.logits, logits.float())
+
+
+TALL = {
+    "beside a residual": lambda m, x: m.down(torch.relu(m.up(m.start(x)))) + m.start(x),
+    "called twice": lambda m, x: m.down(m.up(m.down(torch.tanh(m.up(m.start(x)))))),
+    "once on the model's own input": lambda m, x: m.down(m.up(m.down(m.up(x)))) + m.start(x),
+    "two branches": lambda m, x: m.down(m.up(m.start(x))) * m.down(m.up(m.start(2 * x))),
+}
+
+
+@pytest.mark.parametrize("body", TALL.values(), ids=TALL)
+def test_what_the_backward_pass_makes_of_a_tall_layers_gradients_is_not_made_again(
+    body, monkeypatch
+):
+    layers = {"start": linear(), "up": linear(24, 16, bias=False), "down": linear(16, 24)}
+    model, batches = model_of(body, **layers), batches_of()
+    given = []
+    update = FisherMoments.update
+
+    def noted(self, inputs, gradients, seen=None, **options):
+        if gradients.shape[2] == 24:
+            given.append(seen is not None)
+            if seen is not None:
+                torch.testing.assert_close(seen, gradients @ model.up.weight)
+        update(self, inputs, gradients, seen, **options)
+
+    monkeypatch.setattr(FisherMoments, "update", noted)
+    found = run(model, batches, gradients=True, seed=3)
+    gradients = sample_gradients(model, "up", batches, seed=3)
+    assert_fisher(found.layers["up"].fisher, model.up.weight, gradients)
+    # The model's input wants no gradient, so that none is made there.
+    assert given == [body is not TALL["once on the model's own input"]] * len(batches)
 
 
 @pytest.mark.parametrize("asked", ["gradients", "loss"])
