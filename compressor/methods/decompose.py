@@ -43,6 +43,8 @@ class Decomposition:
         energies: Squared singular values [k], largest first: what each direction is worth.
         up: Factor [m, k]; its first r columns are the layer's second factor at rank r.
         down: Factor [k, n].
+
+    It is made in float64; the factors may be kept in the weights' own precision (`to_keep`).
     """
 
     energies: Tensor
@@ -55,15 +57,21 @@ class Decomposition:
         return torch.cat([sums, sums.new_zeros(1)])
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
-        """Return (up [m, r], down [r, n]) at ``rank``, scaled so that both share the norm."""
+        """Return (up [m, r], down [r, n]) at ``rank``, in float64, both of the same norm."""
         up, down = self.up[:, :rank], self.down[:rank]
-        return balanced(up, down)
+        return balanced(up.double(), down.double())
 
-    def up_to(self, rank: int) -> Decomposition:
-        """Return the same with the factors of no rank above this one, which are then freed."""
-        if rank >= self.up.shape[1]:
+    def to_keep(self, rank: int, dtype: torch.dtype) -> Decomposition:
+        """Return the same in less memory: what is left out is freed.
+
+        Args:
+            rank: The highest whose factors are kept.
+            dtype: Precision to keep them in.
+        """
+        if rank >= self.up.shape[1] and dtype == self.up.dtype:
             return self
-        return _row_major(self.energies, self.up[:, :rank], self.down[:rank].clone())
+        up, down = self.up[:, :rank], self.down[:rank]
+        return _row_major(self.energies, up.to(dtype), down.to(dtype, copy=True))
 
 
 def decompose(

@@ -85,7 +85,7 @@ class Decompositions:
         made = self._whole(name, recipe)
         if not isinstance(self._statistics, SpilledLayers):
             key = (name, self._layers[name].kind, recipe.metric, recipe.alpha)
-            self._kept.setdefault(key, _up_to_break_even(made, self._layers[name]))
+            self._kept.setdefault(key, self._to_keep(name, made))
         return made
 
     def _share(self, recipe: Recipe) -> None:
@@ -132,7 +132,18 @@ class Decompositions:
         return made[0] if made else _truncation_of(state, self._weight(name).device)
 
     def _made(self, name: str, recipe: Recipe) -> Truncation:
-        return _up_to_break_even(self._whole(name, recipe), self._layers[name])
+        return self._to_keep(name, self._whole(name, recipe))
+
+    def _to_keep(self, name: str, made: Truncation) -> Truncation:
+        """Return it without the factors of ranks at which the layer stays dense.
+
+        The factors have the digits of the weights that will be made of them, float32's at least.
+        """
+        if not isinstance(made.decomposition, Decomposition):
+            return made
+        dtype = torch.promote_types(self._weight(name).dtype, torch.float32)
+        kept = made.decomposition.to_keep(self._layers[name].break_even_rank, dtype)
+        return replace(made, decomposition=kept)
 
     def _whole(self, name: str, recipe: Recipe) -> Truncation:
         statistics, layer = self._statistics.get(name), self._layers[name]
@@ -149,13 +160,6 @@ class Decompositions:
 
     def _weight(self, name: str) -> Tensor:
         return LAYER_KINDS.get(self._layers[name].kind).matrix(self._modules[name])
-
-
-def _up_to_break_even(made: Truncation, layer: Candidate) -> Truncation:
-    """Return it without the factors of ranks at which the layer stays dense."""
-    if not isinstance(made.decomposition, Decomposition):
-        return made
-    return replace(made, decomposition=made.decomposition.up_to(layer.break_even_rank))
 
 
 def truncated_separably(metric: str, layer: Candidate) -> Truncate:

@@ -92,19 +92,15 @@ class Spectra(Decompositions):
     def _written(self, name: str, recipe: Recipe, path: Path) -> Truncation:
         """Decompose a layer and keep the result on disk, whole or not at all."""
         made = self._made(name, recipe)
-        rank = self._layers[name].break_even_rank
         found = made.decomposition
         assert isinstance(found, Decomposition)
-        kept = Decomposition(
-            found.energies.cpu(), found.up[:, :rank].contiguous(), found.down[:rank].contiguous()
-        )
-        state = {_ENERGIES: kept.energies, _UP: kept.up, _DOWN: kept.down}
+        state = {_ENERGIES: found.energies.cpu(), _UP: found.up, _DOWN: found.down}
         if made.mean is not None:
             state[_MEAN] = made.mean
         temporary = path.with_suffix(".part")
         save_file(state, temporary)
         temporary.replace(path)
-        return Truncation(kept, made.mean)
+        return made
 
     def _path(self, name: str, recipe: Recipe) -> Path | None:
         if self._directory is None or recipe.metric == "identity":

@@ -162,7 +162,7 @@ def test_weighted_error_is_its_formula():
 def test_cut_to_a_rank_it_holds_no_more_factors_and_the_same_losses(m, n):
     weight, inputs, outputs = problem(m, n)
     whole = decompose(weight, inputs, outputs)
-    cut = whole.up_to(3)
+    cut = whole.to_keep(3, torch.float64)
     assert (cut.up.shape, cut.down.shape) == ((m, 3), (3, n))
     assert cut.up.untyped_storage().nbytes() == cut.up.nbytes
     assert cut.down.untyped_storage().nbytes() == cut.down.nbytes
@@ -170,4 +170,10 @@ def test_cut_to_a_rank_it_holds_no_more_factors_and_the_same_losses(m, n):
     for rank in (1, 3):
         for one, other in zip(cut.factors(rank), whole.factors(rank), strict=True):
             torch.testing.assert_close(one, other)
-    assert whole.up_to(5) is whole
+    assert whole.to_keep(5, torch.float64) is whole
+    single = whole.to_keep(3, torch.float32)
+    assert (single.up.dtype, single.down.dtype) == (torch.float32, torch.float32)
+    assert torch.equal(single.energies, whole.energies)
+    for one, other in zip(single.factors(3), whole.factors(3), strict=True):
+        assert one.dtype == torch.float64
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
