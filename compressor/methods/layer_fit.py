@@ -15,6 +15,9 @@ from compressor.layers.kinds import LAYER_KINDS
 from compressor.methods.pair_sums import PairSums
 from compressor.methods.separable import folded_sum, solve_filters, widened
 
+OUTPUT_DAMPING = 1e-3
+"""Share of its mean eigenvalue that is added to the metric on outputs."""
+
 
 class LayerFit:
     """The regression of one layer's factors and bias, summed over batches.
@@ -25,7 +28,7 @@ class LayerFit:
         dense: The dense layer.
         compressed: The factorized one; it is given parameters of its own.
         ridge: λ over the mean diagonal of the centred moments.
-        metric: F [m, m], positive definite; None is the identity.
+        metric: F [m, m], positive semi-definite; None is the identity.
         both: Fit the first factor too, which takes the moments of the inputs themselves.
         group: The processes that share the batches.
         left_out: Share of a batch's weights that the rows may have together that are left out.
@@ -49,15 +52,15 @@ class LayerFit:
         self._group, self._left_out = group, left_out
         self._has_bias = getattr(compressed, "bias", None) is not None
         self._taps = layer.taps
+        # Those of the model that it was copied from: not another set in memory.
+        self._start = tuple(part.detach() for part in self._kind.factors(compressed))
         for module in compressed.modules():
             for part, value in list(module.named_parameters(recurse=False)):
                 own = nn.Parameter(value.detach().clone(), requires_grad=value.requires_grad)
                 setattr(module, part, own)
-        up, down = self._kind.factors(compressed)
+        up, self._both = self._start[0], both
         # MPS has no float64; moments are summed and solved on the CPU then.
         self._home = torch.device("cpu") if up.device.type == "mps" else up.device
-        self._start = tuple(part.to(self._home).double().clone() for part in (up, down))
-        up, self._both = self._start[0], both
         self._sides = layer.shape[1] if both else up.shape[1], up.shape[0]
         self._new = False  # whether anything came since it was solved
         self._sums: PairSums | None = None  # there only while it is needed: they are large
@@ -126,14 +129,14 @@ class LayerFit:
             gram.addr_(mean, mean, alpha=-1)  # these are large: no more copies than needed
             cross.addr_(wanted, mean, alpha=-1)
             mean, wanted = mean + sums.origins[0], wanted + sums.origins[1]
-        up, down = self._start
+        up, down = (part.to(self._home).double() for part in self._start)
         if not self._both:  # what is summed are V z' already
             up = up + self._ridged(gram, cross - up @ gram)
             return up, down, self._bias(up, mean, wanted)
         hidden = down @ gram @ down.T
         up = up + self._ridged(hidden, cross @ down.T - up @ hidden)
         missing = cross - up @ (down @ gram)  # Σ w (y − U V z) zᵀ
-        seen = up.T if self._metric is None else up.T @ self._metric
+        seen = up.T if self._metric is None else _damped(up.T, self._metric)
         inner = seen @ up
         inner.diagonal().add_(1e-9 * float(inner.diagonal().mean()) + 1e-300)
         if self._taps > 1:
@@ -164,3 +167,11 @@ class LayerFit:
         damped.diagonal().add_(max(self._ridge * float(gram.diagonal().mean()), 1e-300))
         step = solve_filters(inner, damped, folded_sum(right, self._taps), self._taps)
         return widened(step, self._taps)
+
+
+def _damped(left: Tensor, metric: Tensor) -> Tensor:
+    """Return L (F + λ I), λ a share of F's mean diagonal.
+
+    Directions that no calibration sample depends on may matter to others.
+    """
+    return left @ metric + left * (OUTPUT_DAMPING * float(metric.diagonal().mean()))

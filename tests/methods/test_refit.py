@@ -23,7 +23,7 @@ from compressor.layers.search import find_candidates
 from compressor.layers.surgery import install, structural_copy
 from compressor.methods.constraints import weights_within
 from compressor.methods.fitted_samples import fitted_samples
-from compressor.methods.layer_fit import LayerFit
+from compressor.methods.layer_fit import OUTPUT_DAMPING, LayerFit
 from compressor.methods.norms import norm_inputs
 from compressor.methods.recipe import Recipe
 from compressor.methods.refit import SAMPLES, TOKENS, can_refit, refitted, samples_to_fit
@@ -99,7 +99,10 @@ def oracle(layer, rows, wanted, weights, metric=None):
     rows, wanted = rows - means[0], wanted - means[1]
     up = ridge(rows @ down.T, wanted, weights, up, RIDGE)
     # In coordinates R V, R the root of UᵀFU, the metric is the identity and so is the penalty.
-    metric = np.eye(len(up)) if metric is None else metric
+    if metric is None:
+        metric = np.eye(len(up))
+    else:
+        metric = metric + OUTPUT_DAMPING * metric.diagonal().mean() * np.eye(len(up))
     root = np.linalg.cholesky(up.T @ metric @ up).T
     goal = np.linalg.solve(root.T, up.T @ metric @ wanted.T).T
     down = np.linalg.solve(root, ridge(rows, goal, weights, root @ down, RIDGE))
