@@ -9,6 +9,7 @@ from torch import nn
 from compressor.cache import Cache
 from compressor.calibration import probe_inputs, replayable
 from compressor.collapse.capture import Statistics
+from compressor.collapse.spill import spilled
 from compressor.collapse.state import state_of, statistics_of
 from compressor.collapse.watch import home
 from compressor.errors import BudgetError, UsageError
@@ -153,6 +154,11 @@ def measure(
         elif needs != "weights" and own is not None:
             state = own.tensors("statistics", {}, lambda: state_of(gathered()))
             statistics = statistics_of(state, candidates, home(forward.device))
+        if statistics is not None and forward.group.size == 1:  # else decompositions are shared
+            try:
+                statistics = spilled(statistics, candidates, home(forward.device))
+            except OSError as error:
+                progress.note(f"Statistics stay in memory, for they cannot be spilled: {error}")
         return Measurement(
             model=model,
             candidates=candidates if statistics is None else reached(candidates, statistics),

@@ -67,6 +67,9 @@ class SpillDirectory:
         return load_file(self._files[name], device=str(self.device))
 
 
+IN_MEMORY = 1 << 27
+"""Bytes of layers' statistics that are kept in memory; larger ones are spilled."""
+
 Place = tuple[int, list[int], str]
 """Where a tensor lies in a file: its first byte, its shape, and the name of its type."""
 
@@ -158,3 +161,31 @@ class SpilledLayers(Mapping[str, LayerStatistics]):
 
     def __len__(self) -> int:
         return len(self._candidates.layers)
+
+
+def spilled(statistics: Statistics, candidates: Candidates, home: torch.device) -> Statistics:
+    """Return the same statistics with those of the layers on disk, where they are large.
+
+    A plan looks at one layer after the other, and what it holds beside them is large enough.
+
+    Args:
+        statistics: As a pass has gathered them.
+        candidates: The layers, in forward order.
+        home: Device that they are read to.
+    """
+    groups: dict[str, dict[str, LayerStatistics]] = {}
+    for name, found in statistics.layers.items():
+        groups.setdefault(found.layer.group, {})[name] = found
+    sizes = (_bytes(group) for group in groups.values())
+    if isinstance(statistics.layers, SpilledLayers) or sum(sizes) <= IN_MEMORY:
+        return statistics
+    layers = SpilledLayers(SpillDirectory(home), candidates)
+    for group in groups.values():
+        heads = {n: found.head for found in group.values() for n in found.layer.tied if found.head}
+        layers.add({**group, **heads})
+    return replace(statistics, layers=layers)
+
+
+def _bytes(layers: Mapping[str, LayerStatistics]) -> int:
+    state = state_of(Statistics(layers, torch.empty(0), torch.empty(0), {}))
+    return sum(tensor.nbytes for tensor in state.values())

@@ -1,0 +1,94 @@
+"""Large statistics lie on disk, and are the same when they are read."""
+
+from __future__ import annotations
+
+import errno
+import gc
+
+import pytest
+import torch
+
+from compressor.collapse import spill
+from compressor.collapse.spill import SpilledLayers, spilled
+from compressor.collapse.state import state_of
+from compressor.progress import Silent
+from compressor.stages import factorize, measure, plan
+from tests import test_embeddings
+from tests.collapse.test_token_capture import batches as windows
+from tests.methods.measured import batches, measured, trained
+
+CPU = torch.device("cpu")
+
+
+class Noted(Silent):
+    """Remembers what it was told."""
+
+    def __init__(self):
+        self.notes = []
+
+    def note(self, message):
+        self.notes.append(message)
+
+
+@pytest.fixture
+def on_disk(monkeypatch):
+    monkeypatch.setattr(spill, "IN_MEMORY", 0)
+
+
+def test_what_is_small_stays_in_memory():
+    found = measured()
+    assert spilled(found.statistics, found.candidates, CPU) is found.statistics
+
+
+def test_layers_are_read_as_they_were_and_the_directory_goes_with_them(on_disk):
+    found = measured()
+    there = spilled(found.statistics, found.candidates, CPU)
+    assert isinstance(there.layers, SpilledLayers)
+    assert spilled(there, found.candidates, CPU) is there
+    one, other = state_of(found.statistics), state_of(there)
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=0, atol=0)
+    path = there.layers.spill.path
+    assert any(path.iterdir())
+    del there
+    gc.collect()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_embedding_has_the_statistics_of_its_head(tied, on_disk, monkeypatch):
+    model, given = test_embeddings.build(tied=tied), windows()
+    options = {"include": ["embeddings"], "selection": given[:1]}
+    there = measure(model, given, **options)
+    monkeypatch.setattr(spill, "IN_MEMORY", 1 << 30)
+    here = measure(model, given, **options)
+    assert isinstance(there.layers, SpilledLayers)
+    one, other = state_of(here.statistics), state_of(there.statistics)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert plan(there, "layers=60%").ranks == plan(here, "layers=60%").ranks
+
+
+def test_plan_and_weights_are_those_of_statistics_in_memory(on_disk):
+    there, found = measure(trained(), batches()), measured()
+    assert isinstance(there.layers, SpilledLayers)
+    here = plan(found, "layers=50%")
+    again = plan(there, "layers=50%")
+    assert again.ranks == here.ranks
+    assert again.recipe == here.recipe
+    expected = factorize(trained(), here).state_dict()
+    for name, tensor in factorize(trained(), again).state_dict().items():
+        assert torch.equal(tensor, expected[name])
+
+
+def test_without_room_on_disk_they_stay_in_memory_and_it_is_said(on_disk, monkeypatch):
+    def full(self, name, tensors):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(spill.SpillDirectory, "write", full)
+    noted = Noted()
+    found = measure(trained(), batches(), progress=noted)
+    assert isinstance(found.layers, dict)
+    assert len(noted.notes) == 1
+    assert "No space left" in noted.notes[0]
