@@ -1,9 +1,9 @@
 """``nc1``, the default method: a small grid of recipes, the best on held-out data.
 
 No single rule wins on every network, so every recipe of the grid is allocated the same budget and
-judged by its KL to the dense model on selection data that no statistic came from, as far as it
-takes to see that it has lost. The grid always contains unguided recipes: what NC1 guidance gained
-or lost is in the report.
+judged by its KL to the dense model on selection data that no statistic came from, the most
+promising first and the others as far as it takes to see that they have lost. The grid always
+contains unguided recipes: what NC1 guidance gained or lost is in the report.
 """
 
 from __future__ import annotations
@@ -32,11 +32,10 @@ METRIC_GRID = (
 WEIGHT_GRID = (
     {"layer_weight": "root"},
     {"layer_weight": "relative"},
-    {"layer_weight": "root", "beta": 0.25},
     {"layer_weight": "guided", "beta": 0.25},
+    {"layer_weight": "root", "beta": 0.25},
 )
-"""Then, in the best metric, how the budget is shared between the layers. What wins most often comes
-first: what loses to it need not be judged on everything."""
+"""Then, in the best metric, how the budget is shared between the layers."""
 
 FORWARD_GRID = (
     Recipe(allocation="uniform"),
@@ -83,12 +82,16 @@ class Guided:
             return Decision(allocate(measurement, recipe, constraints, multiple=multiple), recipe)
         trials = Trials(measurement)
         steps: list[Callable[[], None]] = [
-            partial(trials.add, recipe, constraints, multiple=multiple) for recipe in grid
+            *(partial(trials.begin, recipe, constraints, multiple=multiple) for recipe in grid),
+            trials.settle,
         ]
         if measurement.gradients:
             steps += [
-                partial(trials.add_weighted, weights, constraints, multiple=multiple)
-                for weights in WEIGHT_GRID
+                *(
+                    partial(trials.begin_weighted, weights, constraints, multiple=multiple)
+                    for weights in WEIGHT_GRID
+                ),
+                trials.settle,
             ]
         if measurement.gradients and measurement.refits:
             steps.append(trials.add_refitted)

@@ -64,8 +64,47 @@ class Part:
                 yield chosen(inputs, index), None if labels is None else labels[index]
 
 
+@dataclass(frozen=True)
+class Begun:
+    """What the samples that can tell most have told of a model.
+
+    Args:
+        least: The least that its mean KL over all samples can be, in nats.
+        hard: Which samples they are, [N].
+        logits: Its logits on them.
+    """
+
+    least: float
+    hard: Tensor
+    logits: Tensor
+
+
+def begun(model: nn.Module, batches: Batches, dense: Evaluation, *, forward: Forward) -> Begun:
+    """Return what the samples that can tell most tell of a compressed model.
+
+    Args:
+        model: The model.
+        batches: What it is judged on.
+        dense: How the dense model fares on it, with logits of classes.
+        forward: How to call the model.
+    """
+    logits = dense.logits
+    assert isinstance(logits, Tensor)
+    hard = unsure(logits, FIRST)
+    first = evaluate(model, Part(batches, hard), forward=forward, dense_logits=logits[hard])
+    assert first.kl_to_dense is not None
+    assert isinstance(first.logits, Tensor)
+    return Begun(first.kl_to_dense * first.samples / len(logits), hard, first.logits)
+
+
 def judged_within(
-    model: nn.Module, batches: Batches, dense: Evaluation, limit: float, *, forward: Forward
+    model: nn.Module,
+    batches: Batches,
+    dense: Evaluation,
+    limit: float,
+    *,
+    forward: Forward,
+    first: Begun | None = None,
 ) -> Bounded:
     """Return how a model fares, or that its KL is at least ``limit``.
 
@@ -75,20 +114,17 @@ def judged_within(
         dense: How the dense model fares on it, with logits of classes.
         limit: A mean KL, in nats.
         forward: How to call the model.
+        first: What `begun` has found of it; None asks it.
     """
     logits = dense.logits
     assert isinstance(logits, Tensor)
-    hard = unsure(logits, FIRST)
-    first = evaluate(model, Part(batches, hard), forward=forward, dense_logits=logits[hard])
-    assert first.kl_to_dense is not None
-    least = first.kl_to_dense * first.samples / len(logits)
-    if least >= limit:
-        return Bounded(least, None)
-    rest = evaluate(model, Part(batches, ~hard), forward=forward)
-    assert isinstance(first.logits, Tensor)
+    first = first or begun(model, batches, dense, forward=forward)
+    if first.least >= limit:
+        return Bounded(first.least, None)
+    rest = evaluate(model, Part(batches, ~first.hard), forward=forward)
     assert isinstance(rest.logits, Tensor)
     together = torch.empty_like(logits)
-    together[hard], together[~hard] = first.logits, rest.logits
+    together[first.hard], together[~first.hard] = first.logits, rest.logits
     return Bounded.of(score(together, dense.labels, dense_logits=logits))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,7 +21,7 @@ from compressor.forward import Batches, Forward, batch_length, largest_batch, to
 from compressor.layers.candidates import Candidates, ConvForm
 from compressor.methods.attribution import attributed_divergence
 from compressor.methods.factorize import Decompositions, factorized
-from compressor.methods.judging import Bounded, judged_within
+from compressor.methods.judging import Begun, Bounded, begun, judged_within
 from compressor.methods.metrics import Needs, output_metrics
 from compressor.methods.norms import NormInputs, corrected_norms, has_batch_norms, norm_inputs
 from compressor.methods.recipe import Recipe
@@ -78,6 +79,9 @@ class Measurement:
     given: nn.Module | None = field(default=None, repr=False)
     conv_form: ConvForm | None = None
     _kept: dict[str, nn.Module] = field(default_factory=dict, repr=False, compare=False)
+    _begun: dict[str, tuple[nn.Module, Recipe, Begun]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
     _again: Callable[[int], Measurement] | None = field(
         default=None, init=False, repr=False, compare=False
     )
@@ -222,6 +226,29 @@ class Measurement:
         chosen = corrected if better else plain
         return chosen, recipe.model_copy(update={"norm_correction": better})
 
+    def least_divergence(self, ranks: dict[str, int], recipe: Recipe) -> float:
+        """Return the least that the KL can be, as far as the samples tell that can tell most.
+
+        What was made for it is kept until `judged` is asked for the same. Of tokens it is 0.
+
+        Raises:
+            ValueError: If there is no selection data.
+        """
+        if isinstance(self.forward, TokenForward):
+            return 0.0  # their logits are not kept
+
+        def make() -> dict[str, object]:
+            model, settled = self.factorized(ranks, recipe)
+            selection, dense = self.selection, self.dense_selection
+            if selection is None or dense is None:
+                raise ValueError("there is no selection data to judge on")
+            first = begun(model, selection, dense, forward=self.forward)
+            self._begun[self._key(ranks, recipe)] = (model, settled, first)
+            return {"kl": first.least}
+
+        found = self._recalled("least divergence", ranks, recipe, make)
+        return TypeAdapter(dict[str, float]).validate_python(found)["kl"]
+
     def judged(
         self, ranks: dict[str, int], recipe: Recipe, *, limit: float | None = None
     ) -> tuple[Judgement, nn.Module | None]:
@@ -266,12 +293,19 @@ class Measurement:
 
         Where a part of the data shows that its KL reaches the limit, that is all that is known.
         """
-        model, settled = self.factorized(ranks, recipe)
-        if limit is None or self.selection is None:
-            return model, settled, Bounded.of(self.judge(model))
+        first = None
+        known = self._begun.pop(self._key(ranks, recipe), None)
+        if known is None:
+            model, settled = self.factorized(ranks, recipe)
+        else:
+            model, settled, first = known
         dense = self.dense_selection
-        assert dense is not None
-        found = judged_within(model, self.selection, dense, limit, forward=self.forward)
+        if self.selection is None or dense is None or (limit is None and first is None):
+            return model, settled, Bounded.of(self.judge(model))
+        limit = math.inf if limit is None else limit
+        found = judged_within(
+            model, self.selection, dense, limit, forward=self.forward, first=first
+        )
         return model, settled, found
 
     def attributed(self, ranks: dict[str, int], recipe: Recipe) -> dict[str, float]:

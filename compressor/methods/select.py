@@ -25,18 +25,29 @@ class Trials:
     def __init__(self, measurement: Measurement) -> None:
         self._measurement = measurement
         self._tried: list[tuple[Choice, Decision]] = []
+        self._begun: list[tuple[float, Decision]] = []
 
-    def add(self, recipe: Recipe, constraints: Constraints, *, multiple: int) -> None:
-        """Try a recipe with the ranks that it gives, unless it was tried before."""
-        if any(choice.label == label(recipe) for choice, _ in self._tried):
+    def begin(self, recipe: Recipe, constraints: Constraints, *, multiple: int) -> None:
+        """Take a recipe up with the ranks that it gives, unless it was before; `settle` judges."""
+        known = [label(decision.recipe) for _, decision in (*self._tried, *self._begun)]
+        if label(recipe) in known:
             return
         ranks = allocate(self._measurement, recipe, constraints, multiple=multiple)
-        self.judge(ranks, recipe)
+        least = self._measurement.least_divergence(ranks, recipe)
+        self._begun.append((least, Decision(ranks, recipe)))
 
-    def add_weighted(
+    def settle(self) -> None:
+        """Judge all that were taken up, the most promising first: most others have lost then."""
+        start, order = len(self._tried), [label(decision.recipe) for _, decision in self._begun]
+        for _, decision in sorted(self._begun, key=lambda one: one[0]):
+            self.judge(decision.ranks, decision.recipe)
+        self._begun.clear()
+        self._tried[start:] = sorted(self._tried[start:], key=lambda one: order.index(one[0].label))
+
+    def begin_weighted(
         self, weights: Mapping[str, Any], constraints: Constraints, *, multiple: int
     ) -> None:
-        """Try the best metric so far with other weights of the layers.
+        """Take the best metric so far up with other weights of the layers.
 
         Args:
             weights: Fields of the recipe that say how the budget is shared.
@@ -44,7 +55,7 @@ class Trials:
             multiple: Ranks are multiples of this.
         """
         metric = Recipe(metric=self.best().recipe.metric)
-        self.add(metric.model_copy(update=dict(weights)), constraints, multiple=multiple)
+        self.begin(metric.model_copy(update=dict(weights)), constraints, multiple=multiple)
 
     def add_refitted(self) -> None:
         """Try the best so far with its factors refitted in sequence."""

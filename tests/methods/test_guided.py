@@ -126,3 +126,28 @@ def test_what_is_not_judged_to_the_end_would_not_have_been_chosen(monkeypatch):
         kind = [c for c in whole.selection if c.guided == guided and c.made_from is None]
         best = min(kind, key=lambda choice: choice.kl).label
         assert not next(c for c in decision.selection if c.label == best).lower_bound
+
+
+def test_the_most_promising_is_judged_first_and_all_are_told_in_order(monkeypatch):
+    found = dataclasses.replace(measured(), _kept={}, _begun={})
+    given = []
+    least = Measurement.least_divergence
+    judged = Measurement.judged
+    bounds = {}
+
+    def noted(self, ranks, recipe):
+        bounds[label(recipe)] = least(self, ranks, recipe)
+        return bounds[label(recipe)]
+
+    def told(self, ranks, recipe, *, limit=None):
+        given.append(label(recipe))
+        return judged(self, ranks, recipe, limit=limit)
+
+    monkeypatch.setattr(Measurement, "least_divergence", noted)
+    monkeypatch.setattr(Measurement, "judged", told)
+    decision = Guided().decide(found, half(), multiple=1, progress=SILENT)
+    metrics, rest = given[: len(METRIC_GRID)], given[len(METRIC_GRID) : -1]
+    for group in (metrics, rest):
+        assert group == sorted(group, key=bounds.__getitem__)
+    assert [choice.label for choice in decision.selection][:-1] == list(bounds)
+    assert not found._begun

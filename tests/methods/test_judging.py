@@ -7,7 +7,7 @@ import torch
 
 from compressor.evaluation.loop import evaluate
 from compressor.forward import Forward
-from compressor.methods.judging import FIRST, Part, judged_within, unsure
+from compressor.methods.judging import FIRST, Part, begun, judged_within, unsure
 from compressor.methods.recipe import Recipe
 from tests.methods.measured import measured
 
@@ -47,6 +47,19 @@ def test_what_has_lost_on_a_part_is_not_judged_on_the_rest(small):
     assert lost.kl < whole.kl_to_dense
     assert sum(calls) == round(FIRST * len(dense))
     assert bounded(small, 1.001 * least).whole is not None
+
+
+def test_what_was_begun_is_not_run_again(small):
+    found = measured()
+    selection, dense = found.selection, found.dense_selection
+    first = begun(small, selection, dense, forward=Forward())
+    assert first.least == pytest.approx(bounded(small, 0.0).kl)
+    calls = []
+    handle = small.register_forward_hook(lambda module, args, out: calls.append(len(out)))
+    whole = judged_within(small, selection, dense, 1.0, forward=Forward(), first=first)
+    handle.remove()
+    assert sum(calls) == len(dense.logits) - int(first.hard.sum())
+    assert whole.kl == pytest.approx(found.judge(small).kl_to_dense, rel=1e-5)
 
 
 def test_unsure_are_the_samples_with_the_least_sure_predictions():
