@@ -40,7 +40,10 @@ LEFT_OUT = 0.01
 """Share of the Fisher of single rows that rows may have together that are left out of it."""
 
 CENTRING_BATCHES = 4
-"""Batches that the mean input, by which the Fisher's rows are centred, is taken from."""
+"""Most batches that the mean input, by which the Fisher's rows are centred, is taken from."""
+
+CENTRING_SAMPLES = 64
+"""Samples that are enough for it."""
 
 
 @dataclass(frozen=True)
@@ -194,10 +197,15 @@ def fisher_moments(
     watch = Watch(model, candidates, classes, forward.device, rest=rest, means_only=True)
     if any(layer.has_bias for layer in candidates.layers.values()):
         with torch.no_grad(), watch.attached():
+            seen = 0
             for index, (inputs, labels) in enumerate(islice(batches, CENTRING_BATCHES)):
+                if seen >= CENTRING_SAMPLES:
+                    break
+                known = _checked_labels(labels, classes)
+                seen += len(known)
                 if not forward.group.takes(index):
                     continue
-                watch.begin(inputs, _checked_labels(labels, classes))
+                watch.begin(inputs, known)
                 forward(model, inputs)
                 watch.end()
         watch.join_(forward.group)

@@ -12,7 +12,7 @@ from compressor.collapse.spans import spans, squared_lengths
 BLOCK = 8192
 """Rows whose Gram matrix is summed in the rows' own precision before it is added in float64."""
 
-PANEL = 192
+PANEL = 128
 """Columns of a Gram matrix that are multiplied at once; only panels on and above its diagonal."""
 
 ONE_HOT_CLASSES = 256
