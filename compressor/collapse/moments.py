@@ -269,6 +269,14 @@ def _class_means(rows: Tensor, position: Tensor, mass: Tensor | None, counts: Te
 
 def _class_sums(rows: Tensor, position: Tensor, mass: Tensor | None, counts: Tensor) -> Tensor:
     """Return the weighted sums [k, D] of rows grouped by ``position`` [N], as precise as they."""
+    if rows.device.type != "cpu":
+        return _class_products(rows, position, mass, counts)
+    weighted = rows if mass is None else rows * mass.to(rows.dtype)[:, None]
+    return rows.new_zeros(len(counts), rows.shape[1]).index_add_(0, position, weighted)
+
+
+def _class_products(rows: Tensor, position: Tensor, mass: Tensor | None, counts: Tensor) -> Tensor:
+    """Return the same where rows are not added up in the same order each time: by products."""
     weights = rows.new_ones(len(rows)) if mass is None else mass.to(rows.dtype)
     if len(counts) <= ONE_HOT_CLASSES:
         one_hot = rows.new_zeros(len(counts), len(rows))

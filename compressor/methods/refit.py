@@ -76,7 +76,7 @@ each batch's that the rows may have that are not multiplied. MiniLM/R52, KL on t
 test data that holds most of it, at 40 and 12 % of the layers' parameters: .0032 and .0219 with .02,
 .0033 and .0224 with .05, .0036 and .0249 with .1, in 23, 17 and 12 seconds."""
 
-ACTIVATIONS = 1 << 27
+ACTIVATIONS = 9 << 24
 """Bytes of inputs and outputs of the widest layer that batches in lockstep may hold together."""
 
 MOMENTS = 1 << 30

@@ -7,7 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compressor.collapse import moments as moments_module
-from compressor.collapse.moments import ClassMoments, add_gram
+from compressor.collapse.moments import (
+    ONE_HOT_CLASSES,
+    ClassMoments,
+    _class_products,
+    _class_sums,
+    add_gram,
+)
 
 from .naive import naive, problems, random_problem
 
@@ -242,3 +248,22 @@ def test_gram_is_added_up_in_float64():
     assert torch.equal(total, total.T)
     add_gram(total, rows)
     torch.testing.assert_close(total, 1 + rows.T @ rows * 2, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("classes", [3, ONE_HOT_CLASSES + 1])
+def test_sums_by_class_are_the_same_on_every_device(classes, weighted):
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(300, 5, generator=generator)
+    position = torch.randint(0, classes, (300,), generator=generator)
+    mass = torch.rand(300, generator=generator).double() if weighted else None
+    counts = torch.bincount(position, weights=mass, minlength=classes)
+    expected = torch.stack(
+        [
+            ((rows if mass is None else rows * mass[:, None]).double())[position == c].sum(0)
+            for c in range(classes)
+        ]
+    )
+    for sums in (_class_sums, _class_products):
+        found = sums(rows, position, mass, counts).double()
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
