@@ -300,7 +300,7 @@ class Measurement:
         else:
             model, settled, first = known
         dense = self.dense_selection
-        if self.selection is None or dense is None or (limit is None and first is None):
+        if self.selection is None or dense is None or isinstance(self.forward, TokenForward):
             return model, settled, Bounded.of(self.judge(model))
         limit = math.inf if limit is None else limit
         found = judged_within(
