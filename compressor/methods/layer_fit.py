@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from compressor.distributed import ALONE, Group
 from compressor.errors import LayerError
 from compressor.layers.candidates import Candidate
 from compressor.layers.kinds import LAYER_KINDS
+from compressor.methods.aside import Aside
 from compressor.methods.pair_sums import PairSums
 from compressor.methods.separable import folded_sum, solve_filters, widened
 
@@ -28,7 +30,8 @@ class LayerFit:
         dense: The dense layer.
         compressed: The factorized one; it is given parameters of its own.
         ridge: λ over the mean diagonal of the centred moments.
-        metric: F [m, m], positive semi-definite; None is the identity.
+        metric: Gives F [m, m], positive semi-definite; None is the identity. Called when it is
+            used, for it may lie on disk.
         both: Fit the first factor too, which takes the moments of the inputs themselves.
         group: The processes that share the batches.
         left_out: Share of a batch's weights that the rows may have together that are left out.
@@ -42,7 +45,7 @@ class LayerFit:
         compressed: nn.Module,
         *,
         ridge: float,
-        metric: Tensor | None = None,
+        metric: Callable[[], Tensor | None] = lambda: None,
         both: bool = True,
         group: Group = ALONE,
         left_out: float = 0.0,
@@ -60,10 +63,11 @@ class LayerFit:
                 setattr(module, part, own)
         up, self._both = self._start[0], both
         # MPS has no float64; moments are summed and solved on the CPU then.
-        self._home = torch.device("cpu") if up.device.type == "mps" else up.device
+        self.home = torch.device("cpu") if up.device.type == "mps" else up.device
         self._sides = layer.shape[1] if both else up.shape[1], up.shape[0]
         self._new = False  # whether anything came since it was solved
         self._sums: PairSums | None = None  # there only while it is needed: they are large
+        self._aside = False
 
     def add(
         self, inputs: Tensor, expected: Tensor, samples: int, energies: Tensor, mask: Tensor | None
@@ -112,13 +116,23 @@ class LayerFit:
         self._kind.fill(self._compressed, *self.solution(sums))
         self._new = False
 
+    def set_aside(self, aside: Aside) -> None:
+        """Have the sums lie elsewhere until more rows come."""
+        if self._sums is not None and aside.put(self._name, self._sums):
+            self._sums, self._aside = None, True
+
+    def take_back(self, aside: Aside) -> None:
+        """Have the sums in memory again."""
+        if self._aside:
+            self._sums, self._aside = aside.take(self._name), False
+
     def forget(self) -> None:
         """Give up the sums: no batch will come any more."""
         self._sums = None
 
     def _summed(self) -> PairSums:
         if self._sums is None:
-            self._sums = PairSums.empty(*self._sides, self._home)
+            self._sums = PairSums.empty(*self._sides, self.home)
         return self._sums
 
     def solution(self, sums: PairSums) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -129,14 +143,15 @@ class LayerFit:
             gram.addr_(mean, mean, alpha=-1)  # these are large: no more copies than needed
             cross.addr_(wanted, mean, alpha=-1)
             mean, wanted = mean + sums.origins[0], wanted + sums.origins[1]
-        up, down = (part.to(self._home).double() for part in self._start)
+        up, down = (part.to(self.home).double() for part in self._start)
         if not self._both:  # what is summed are V z' already
             up = up + self._ridged(gram, cross - up @ gram)
             return up, down, self._bias(up, mean, wanted)
         hidden = down @ gram @ down.T
         up = up + self._ridged(hidden, cross @ down.T - up @ hidden)
         missing = cross - up @ (down @ gram)  # Σ w (y − U V z) zᵀ
-        seen = up.T if self._metric is None else _damped(up.T, self._metric)
+        metric = self._metric()
+        seen = up.T if metric is None else _damped(up.T, metric)
         inner = seen @ up
         inner.diagonal().add_(1e-9 * float(inner.diagonal().mean()) + 1e-300)
         if self._taps > 1:

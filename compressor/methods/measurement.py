@@ -22,7 +22,7 @@ from compressor.layers.candidates import Candidates, ConvForm
 from compressor.methods.attribution import attributed_divergence
 from compressor.methods.factorize import Decompositions, factorized
 from compressor.methods.judging import Begun, Bounded, begun, judged_within
-from compressor.methods.metrics import Needs, output_metrics
+from compressor.methods.metrics import Needs, OutputMetrics
 from compressor.methods.norms import NormInputs, corrected_norms, has_batch_norms, norm_inputs
 from compressor.methods.recipe import Recipe
 from compressor.methods.refit import can_refit, refitted
@@ -339,7 +339,7 @@ class Measurement:
             self.calibration,
             self.batch_energies,
             forward=self.forward,
-            metrics=output_metrics(self.layers),
+            metrics=OutputMetrics(self.layers),
             ridge=ridge,
             norms=norms,
             progress=progress,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -246,17 +246,30 @@ METRICS.register("magnitude")(_of_sides(_magnitude, "forward"))
 METRICS.register("row_fisher")(_of_sides(_row_fisher, "loss"))
 
 
-def output_metrics(statistics: Mapping[str, LayerStatistics]) -> dict[str, Tensor]:
-    """Return the Fisher's factor A [m, m] on the outputs of each layer that has it in full.
+class OutputMetrics(Mapping[str, Tensor]):
+    """The Fisher's factor A [m, m] on the outputs of each layer that has it in full.
 
     Layers with more outputs than inputs have it seen through their weights only.
+
+    Args:
+        statistics: Statistics by layer name; they may lie on disk, and are read when asked for.
     """
-    found = {}
-    for name, layer in statistics.items():
-        rows, columns = layer.layer.shape
-        if layer.fisher is not None and rows <= columns and layer.fisher.energy > 0:
-            found[name] = layer.fisher.near
-    return found
+
+    def __init__(self, statistics: Mapping[str, LayerStatistics]) -> None:
+        self._statistics = statistics
+
+    def __getitem__(self, name: str) -> Tensor:
+        found = self._statistics[name]
+        rows, columns = found.layer.shape
+        if found.fisher is None or rows > columns or found.fisher.energy <= 0:
+            raise KeyError(name)
+        return found.fisher.near
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._statistics if name in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 def known_statistics(statistics: LayerStatistics | None) -> LayerStatistics:

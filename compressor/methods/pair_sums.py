@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -42,6 +43,27 @@ class PairSums:
 
         pair = (zeros(inputs), zeros(outputs))
         return cls(0.0, pair, pair, zeros(inputs, inputs), zeros(outputs, inputs))
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the sums as named tensors."""
+        numbers = self.gram.new_tensor([self.weight, self.unit])
+        (o, p), (s, t) = self.origins, self.sums
+        return {
+            "numbers": numbers,
+            "o": o,
+            "p": p,
+            "s": s,
+            "t": t,
+            "gram": self.gram,
+            "cross": self.cross,
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> PairSums:
+        """Return the sums that `state` was taken from; they hold its tensors from now on."""
+        weight, unit = state["numbers"].tolist()
+        origins, sums = (state["o"], state["p"]), (state["s"], state["t"])
+        return cls(weight, origins, sums, state["gram"], state["cross"], unit)
 
     def add(self, rows: Tensor, wanted: Tensor, weights: Tensor, *, centred: bool) -> None:
         """Add rows x [N, n] and y [N, m] with their weights [N], of which some are positive.

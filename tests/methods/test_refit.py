@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 from functools import partial
 
@@ -13,6 +14,7 @@ from torch import nn
 from compressor.collapse.block_capture import capture_blocks
 from compressor.collapse.capture import batch_seed, capture, fisher_gradient
 from compressor.collapse.row_energy import BatchEnergies
+from compressor.collapse.spill import SpillDirectory
 from compressor.collapse.token_capture import capture_tokens
 from compressor.errors import LayerError
 from compressor.forward import Forward
@@ -21,6 +23,7 @@ from compressor.layers.candidates import Candidates, specs_of
 from compressor.layers.kinds import LAYER_KINDS
 from compressor.layers.search import find_candidates
 from compressor.layers.surgery import install, structural_copy
+from compressor.methods.aside import Aside
 from compressor.methods.constraints import weights_within
 from compressor.methods.fitted_samples import fitted_samples
 from compressor.methods.layer_fit import OUTPUT_DAMPING, LayerFit
@@ -28,6 +31,7 @@ from compressor.methods.norms import norm_inputs
 from compressor.methods.recipe import Recipe
 from compressor.methods.refit import SAMPLES, TOKENS, can_refit, refitted, samples_to_fit
 from compressor.methods.sharing import allocate
+from compressor.progress import Silent
 from compressor.stages import measure
 from compressor.tokens import TokenForward
 from tests import language
@@ -181,6 +185,32 @@ def test_batches_that_memory_parts_still_come_nearer_to_the_dense_model(models):
     with torch.no_grad():
         before = float((small(x) - dense(x)).square().mean())
     assert max(errors) < before
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_sums_that_lie_on_disk_between_groups_change_nothing(models, monkeypatch, full):
+    dense, small, layers = models
+    kept = refit(dense, small, layers, doubles(6, seed=3), activations=1)
+    monkeypatch.setattr("compressor.methods.aside.SMALL", 0)
+    taken, notes = [], []
+    take = Aside.take
+    monkeypatch.setattr(Aside, "take", lambda self, name: (taken.append(name), take(self, name))[1])
+
+    class Noted(Silent):
+        def note(self, message):
+            notes.append(message)
+
+    if full:
+
+        def write(self, name, tensors):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(SpillDirectory, "write", write)
+    again = refit(dense, small, layers, doubles(6, seed=3), activations=1, progress=Noted())
+    for name, tensor in kept.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+    assert len(taken) == (0 if full else 5 * len(layers))
+    assert len(notes) == full
 
 
 def test_where_moments_are_too_large_the_first_factors_stay(models, monkeypatch):
