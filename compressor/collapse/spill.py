@@ -173,12 +173,11 @@ def spilled(statistics: Statistics, candidates: Candidates, home: torch.device) 
         candidates: The layers, in forward order.
         home: Device that they are read to.
     """
+    if isinstance(statistics.layers, SpilledLayers) or _bytes(statistics.layers) <= IN_MEMORY:
+        return statistics
     groups: dict[str, dict[str, LayerStatistics]] = {}
     for name, found in statistics.layers.items():
         groups.setdefault(found.layer.group, {})[name] = found
-    sizes = (_bytes(group) for group in groups.values())
-    if isinstance(statistics.layers, SpilledLayers) or sum(sizes) <= IN_MEMORY:
-        return statistics
     layers = SpilledLayers(SpillDirectory(home), candidates)
     for group in groups.values():
         heads = {n: found.head for found in group.values() for n in found.layer.tied if found.head}

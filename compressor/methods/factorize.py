@@ -110,7 +110,7 @@ class Decompositions:
         """Return a decomposition that is kept on disk, as the statistics are."""
         key = f"{name} as {self._layers[name].kind} in {recipe.metric}, {recipe.alpha}"
         if key not in spill:
-            spill.write(key, _state_of(self._made(name, recipe)))
+            spill.write(key, _state_of(self._found(name, recipe)))
         return _truncation_of(spill.read(key), self._weight(name).device)
 
     def _found(self, name: str, recipe: Recipe) -> Truncation:

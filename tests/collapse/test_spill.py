@@ -8,9 +8,11 @@ import gc
 import pytest
 import torch
 
+from compressor.cache import Cache
 from compressor.collapse import spill
 from compressor.collapse.spill import SpilledLayers, spilled
 from compressor.collapse.state import state_of
+from compressor.methods.factorize import Decompositions
 from compressor.progress import Silent
 from compressor.stages import factorize, measure, plan
 from tests import test_embeddings
@@ -80,6 +82,17 @@ def test_plan_and_weights_are_those_of_statistics_in_memory(on_disk):
     expected = factorize(trained(), here).state_dict()
     for name, tensor in factorize(trained(), again).state_dict().items():
         assert torch.equal(tensor, expected[name])
+
+
+def test_a_cache_keeps_decompositions_of_statistics_on_disk_too(on_disk, tmp_path, monkeypatch):
+    def planned():
+        found = measure(trained(), batches(), cache=Cache(tmp_path, {"model": "m"}))
+        assert isinstance(found.layers, SpilledLayers)
+        return plan(found, "layers=50%")
+
+    first = planned()
+    monkeypatch.setattr(Decompositions, "_made", lambda self, name, recipe: pytest.fail(name))
+    assert planned().ranks == first.ranks
 
 
 def test_without_room_on_disk_they_stay_in_memory_and_it_is_said(on_disk, monkeypatch):
