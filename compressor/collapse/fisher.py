@@ -32,7 +32,7 @@ factors are not two matrices (`compressor.methods.separable`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -46,8 +46,8 @@ from compressor.collapse.gradient_terms import (
     through_positions,
     through_weights,
 )
-from compressor.collapse.moments import add_symmetric_
 from compressor.collapse.spans import column_energies
+from compressor.collapse.symmetric import SymmetricSum
 from compressor.collapse.weighty import weighty
 
 
@@ -91,6 +91,26 @@ class KroneckerFisher:
     far: Tensor | None = None
 
 
+class _Factors:
+    """Sums of the two factors of a layer, near [k, k], pulled [k, k] and, where asked for, far."""
+
+    def __init__(self, side: int, large: int | None, home: torch.device) -> None:
+        self.near, self.pulled = SymmetricSum.zero(side, home), SymmetricSum.zero(side, home)
+        self.far = None if large is None else SymmetricSum.zero(large, home)
+        self.energy = 0.0
+
+    @property
+    def matrices(self) -> list[Tensor]:
+        """The sums themselves."""
+        sums = (self.near, self.pulled, self.far)
+        return [part.matrix for part in sums if part is not None]
+
+    def means(self, samples: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return near, pulled and far, divided by a number of samples."""
+        near, pulled, *far = (part / samples for part in self.matrices)
+        return near, pulled, far[0] if far else None
+
+
 class FisherMoments:
     """Accumulates `KroneckerFisher` over batches of samples, in float64 between batches.
 
@@ -119,18 +139,15 @@ class FisherMoments:
     ) -> None:
         rows, columns = weight.shape
         self._left_out = left_out
-        side, large = min(rows, columns), max(rows, columns)
+        self._sides = min(rows, columns), max(rows, columns) if whole else None
         self._weight, self.centre, self._home = weight, centre, home
         self._tall = rows > columns
         at_centre = weight.detach() @ centre.to(weight)
         self.output_at_centre = at_centre if bias is None else at_centre + bias.detach()
-        self._near = torch.zeros(side, side, dtype=torch.float64, device=home)
-        self._pulled = torch.zeros(side, side, dtype=torch.float64, device=home)
-        self._far = torch.zeros(large, large, dtype=torch.float64, device=home) if whole else None
         self._rows = torch.zeros(rows, dtype=torch.float64, device=home)
-        self._energy = 0.0
         self._samples = 0
-        self._by_row: RowFactors | None = None
+        self._sums = _Factors(*self._sides, home)
+        self._row_sums: _Factors | None = None
 
     @property
     def takes_outputs(self) -> bool:
@@ -165,8 +182,8 @@ class FisherMoments:
             pulled = terms.pulled(self._weight)
             near, far, energy = through_positions(terms, self._weight, pulled)
         self._sum(near, far, energy, gradients, scale)
-        if self._far is not None:
-            add_symmetric_(self._far, *larger_pair(terms, tall=self._tall), scale * scale)
+        if self._sums.far is not None:
+            self._sums.far.add(*larger_pair(terms, tall=self._tall), scale * scale)
         if inputs.shape[1] > 1:
             self._sum_rows(terms, pulled, scale)
 
@@ -200,45 +217,38 @@ class FisherMoments:
         Args:
             sum_: Replaces a tensor by its sum over the processes.
         """
-        own = self._by_row
+        own = self._row_sums
         numbers = self._rows.new_tensor(
-            [self._energy, self._samples, own is not None, 0.0 if own is None else own.energy]
+            [self._sums.energy, self._samples, own is not None, 0.0 if own is None else own.energy]
         )
-        for tensor in (self._near, self._pulled, self._rows, numbers):
+        for tensor in (*self._sums.matrices, self._rows, numbers):
             sum_(tensor)
-        if self._far is not None:
-            sum_(self._far)
-        self._energy, self._samples = float(numbers[0]), int(numbers[1])
+        self._sums.energy, self._samples = float(numbers[0]), int(numbers[1])
         if not int(numbers[2]):
             return
         if own is None:  # this process had no batch, another one had
-            own = self._no_rows()
-        for tensor in (own.near, own.pulled, *([] if own.far is None else [own.far])):
+            own = self._row_sums = _Factors(*self._sides, self._home)
+        for tensor in own.matrices:
             sum_(tensor)
-        self._by_row = replace(own, energy=float(numbers[3]))
+        own.energy = float(numbers[3])
 
     def result(self) -> KroneckerFisher:
         """Return the means over all samples."""
         samples = max(self._samples, 1)
+        near, pulled, far = self._sums.means(samples)
+        by_row, own = None, self._row_sums
+        if own is not None:
+            row_near, row_pulled, row_far = own.means(samples)
+            by_row = RowFactors(row_near, row_pulled, own.energy / samples, row_far)
         return KroneckerFisher(
-            near=self._near / samples,
-            pulled=self._pulled / samples,
-            energy=self._energy / samples,
+            near=near,
+            pulled=pulled,
+            energy=self._sums.energy / samples,
             rows=self._rows / samples,
             centre=self.centre.to(self._home).double(),
-            by_row=self._by_row
-            and RowFactors(
-                self._by_row.near / samples,
-                self._by_row.pulled / samples,
-                self._by_row.energy / samples,
-                None if self._by_row.far is None else self._by_row.far / samples,
-            ),
-            far=None if self._far is None else self._far / samples,
+            by_row=by_row,
+            far=far,
         )
-
-    def _no_rows(self) -> RowFactors:
-        far = None if self._far is None else torch.zeros_like(self._far)
-        return RowFactors(torch.zeros_like(self._near), torch.zeros_like(self._near), 0.0, far)
 
     def _sum_rows(self, terms: Terms, pulled: Tensor | None, scale: float) -> None:
         """Add every row of a batch as a sample of its own.
@@ -248,8 +258,9 @@ class FisherMoments:
             pulled: Its rows seen through the weights, where they are known.
             scale: What the gradients were divided by.
         """
-        if self._by_row is None:
-            self._by_row = self._no_rows()
+        own = self._row_sums
+        if own is None:
+            own = self._row_sums = _Factors(*self._sides, self._home)
         square = scale * scale
         sizes = torch.linalg.vector_norm(terms.inputs, dim=2).flatten(), terms.slopes.flatten()
         energies = (sizes[0] * sizes[1]).square()
@@ -267,13 +278,12 @@ class FisherMoments:
             near, seen = inputs * of_gradients, pulled * of_inputs
         else:
             near, seen = gradients * of_inputs, pulled * of_gradients
-        if self._by_row.far is not None:
+        if own.far is not None:
             far = gradients * of_inputs if self._tall else inputs * of_gradients
-            add_symmetric_(self._by_row.far, far, far, square)
-        add_symmetric_(self._by_row.near, near, near, square)
-        add_symmetric_(self._by_row.pulled, seen, seen, square)
-        energy = self._by_row.energy + float(energies.sum()) * square
-        self._by_row = replace(self._by_row, energy=energy)
+            own.far.add(far, far, square)
+        own.near.add(near, near, square)
+        own.pulled.add(seen, seen, square)
+        own.energy += float(energies.sum()) * square
 
     def _sum(
         self, near: Pair, pulled: Pair, energy: Tensor, gradients: Tensor, scale: float
@@ -282,9 +292,9 @@ class FisherMoments:
         if not torch.isfinite(energy):
             raise ValueError("the loss's gradient at its output holds NaN or Inf")
         square = scale * scale
-        add_symmetric_(self._near, *near, square)
-        add_symmetric_(self._pulled, *pulled, square)
-        self._energy += float(energy) * square
+        self._sums.near.add(*near, square)
+        self._sums.pulled.add(*pulled, square)
+        self._sums.energy += float(energy) * square
         rows = column_energies(gradients.flatten(0, 1)).to(self._home).double()
         self._rows.add_(rows, alpha=square)
         self._samples += len(gradients)

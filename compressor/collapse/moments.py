@@ -8,12 +8,7 @@ import torch
 from torch import Tensor
 
 from compressor.collapse.spans import spans, squared_lengths
-
-BLOCK = 8192
-"""Rows whose Gram matrix is summed in the rows' own precision before it is added in float64."""
-
-PANEL = 128
-"""Columns of a Gram matrix that are multiplied at once; only panels on and above its diagonal."""
+from compressor.collapse.symmetric import BLOCK, SymmetricSum
 
 ONE_HOT_CLASSES = 256
 """Up to this many classes in a batch, sums by class are one matrix product."""
@@ -37,7 +32,6 @@ class ClassMoments:
         counts: Rows (or weight) seen of each class, [C].
         means: Class means [C, D]; zero for classes not seen.
         traces: Σ_i ‖z_i − μ_c‖² of each class, [C].
-        within: Scatter summed over classes, Σ_c Σ_{i∈c} (z_i−μ_c)(z_i−μ_c)ᵀ [D, D], or None.
     """
 
     def __init__(
@@ -52,9 +46,12 @@ class ClassMoments:
         self.counts: Tensor = torch.zeros(classes, **zeros)  # type: ignore[arg-type]
         self.means: Tensor = torch.zeros(classes, features, **zeros)  # type: ignore[arg-type]
         self.traces: Tensor = torch.zeros(classes, **zeros)  # type: ignore[arg-type]
-        self.within: Tensor | None = (
-            torch.zeros(features, features, **zeros) if scatter else None  # type: ignore[arg-type]
-        )
+        self._scatter = SymmetricSum.zero(features, device) if scatter else None
+
+    @property
+    def within(self) -> Tensor | None:
+        """Scatter summed over classes, Σ_c Σ_{i∈c} (z_i−μ_c)(z_i−μ_c)ᵀ [D, D], or None."""
+        return None if self._scatter is None else self._scatter.matrix
 
     def update(self, rows: Tensor, labels: Tensor, weights: Tensor | None = None) -> None:
         """Add one batch.
@@ -83,7 +80,7 @@ class ClassMoments:
         if not bool(torch.isfinite(about).all()):
             bad = int((~torch.isfinite(rows).all(1)).sum())
             raise ValueError(f"{bad} of {len(rows)} rows hold NaN or Inf")
-        centred = None if self.within is None else torch.empty_like(rows)
+        centred = None if self._scatter is None else torch.empty_like(rows)
         left = torch.zeros_like(about, dtype=torch.float64)
         norms = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
         for part in spans(rows):
@@ -98,16 +95,16 @@ class ClassMoments:
         squares.index_add_(0, position, norms if mass is None else norms * mass)
         squares -= counts * left.square().sum(1)
         between = self._add(present, counts, about.double() + left, squares.clamp_min(0))
-        if self.within is not None and centred is not None:
+        if self._scatter is not None and centred is not None:
             if mass is not None:
                 centred *= mass.sqrt().to(rows.dtype)[:, None]
-            add_gram(self.within, centred)
+            self._scatter.add_gram(centred)
             # D×D matrices are large: both corrections of low rank are added in one product.
             first, second = (
                 torch.cat([between, left * -counts[:, None]]),
                 torch.cat([between, left]),
             )
-            self.within.addmm_(first.T, second)
+            self._scatter.upper.addmm_(first.T, second)
 
     def merge(self, other: ClassMoments) -> ClassMoments:
         """Return the moments of both sets of rows together; neither is changed.
@@ -121,7 +118,7 @@ class ClassMoments:
                     *self.means.shape, *other.means.shape
                 )
             )
-        if (self.within is None) != (other.within is None):
+        if (self._scatter is None) != (other._scatter is None):
             raise ValueError(
                 "moments that keep their scatter cannot be merged with some that do not"
             )
@@ -130,8 +127,8 @@ class ClassMoments:
         between = merged._add(
             present, other.counts[present], other.means[present], other.traces[present]
         )
-        if merged.within is not None and other.within is not None:
-            merged.within.add_(other.within).addmm_(between.T, between)
+        if merged._scatter is not None and other.within is not None:
+            merged._scatter.upper.add_(other.within).addmm_(between.T, between)
         return merged
 
     def join_(self, sum_: Callable[[Tensor], None]) -> None:
@@ -150,9 +147,8 @@ class ClassMoments:
         away = self.counts.sqrt()[:, None] * (self.means - means)  # (C, D), zero where none is seen
         self.traces += away.square().sum(1)
         sum_(self.traces)
-        if self.within is not None:
-            self.within.addmm_(away.T, away)
-            sum_(self.within)
+        if self._scatter is not None:
+            sum_(self._scatter.matrix.addmm_(away.T, away))
         self.counts, self.means = counts, means
 
     def first(self, classes: int) -> ClassMoments:
@@ -207,9 +203,10 @@ class ClassMoments:
         Raises:
             ValueError: If the scatter was not kept.
         """
-        if self.within is None:
+        within = self.within
+        if within is None:
             raise ValueError("the scatter matrix was not kept")
-        return self.within / max(self.total, 1e-300)
+        return within / max(self.total, 1e-300)
 
     @property
     def between_factor(self) -> Tensor:
@@ -244,8 +241,9 @@ class ClassMoments:
         Gather the states of all, and `merge` them.
         """
         tensors = {"counts": self.counts, "means": self.means, "traces": self.traces}
-        if self.within is not None:
-            tensors["within"] = self.within
+        within = self.within
+        if within is not None:
+            tensors["within"] = within
         return {name: tensor.clone() for name, tensor in tensors.items()}
 
     @classmethod
@@ -253,7 +251,8 @@ class ClassMoments:
         """Return the moments that `state` was taken from; they hold its tensors from now on."""
         moments = cls(0, 0, scatter=False, device=state["means"].device)
         moments.counts, moments.means = state["counts"], state["means"]
-        moments.traces, moments.within = state["traces"], state.get("within")
+        moments.traces, within = state["traces"], state.get("within")
+        moments._scatter = None if within is None else SymmetricSum(within)
         return moments
 
 
@@ -284,36 +283,3 @@ def _class_products(rows: Tensor, position: Tensor, mass: Tensor | None, counts:
         return one_hot @ rows
     sums = torch.zeros(len(counts), rows.shape[1], dtype=torch.float64, device=rows.device)
     return sums.index_add_(0, position, (rows * weights[:, None]).double())
-
-
-def gram(rows: Tensor) -> Tensor:
-    """Return rowsᵀ rows [D, D] in float64, multiplied in blocks of the rows' own precision."""
-    total = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=rows.device)
-    add_gram(total, rows)
-    return total
-
-
-def add_gram(total: Tensor, rows: Tensor) -> None:
-    """Add rowsᵀ rows to ``total`` [D, D] in float64, in place, as `gram` computes it."""
-    for start in range(0, len(rows), BLOCK):
-        block = rows[start : start + BLOCK]
-        add_symmetric_(total, block, block)
-
-
-def add_symmetric_(total: Tensor, left: Tensor, right: Tensor, factor: float = 1.0) -> None:
-    """Add ``factor`` leftᵀ right, a product that is symmetric, to a float64 matrix in place.
-
-    Little more than half of it is multiplied.
-
-    Args:
-        total: [k, k], on any device.
-        left: [N, k], in any precision.
-        right: [N, k].
-        factor: Multiplies the product.
-    """
-    side = left.shape[1]
-    for first in range(0, side, PANEL):
-        last = min(first + PANEL, side)
-        panel = (left[:, first:last].T @ right[:, first:]).to(total.device)
-        total[first:last, first:].add_(panel, alpha=factor)
-        total[last:, first:last].add_(panel[:, last - first :].T, alpha=factor)

@@ -27,7 +27,7 @@ class Aside:
 
     def put(self, name: str, sums: PairSums) -> bool:
         """Write the sums of a layer, and return whether they need not be kept in memory."""
-        if self._full or sums.gram.nbytes + sums.cross.nbytes < SMALL:
+        if self._full or sums.gram.upper.nbytes + sums.cross.nbytes < SMALL:
             return False
         try:
             if self._spill is None:

@@ -111,7 +111,7 @@ class LayerFit:
         if not self._group.largest(int(self._new)):
             return
         sums = self._summed().joined(self._group)
-        if not (torch.isfinite(sums.gram).all() and torch.isfinite(sums.cross).all()):
+        if not (torch.isfinite(sums.gram.matrix).all() and torch.isfinite(sums.cross).all()):
             raise LayerError(self._name, "it cannot be refitted: its outputs hold NaN or Inf")
         self._kind.fill(self._compressed, *self.solution(sums))
         self._new = False
@@ -138,7 +138,7 @@ class LayerFit:
     def solution(self, sums: PairSums) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return the factors up [m, r] and down [r, n], and the bias [m], that fit these sums."""
         mean, wanted = (part / sums.weight for part in sums.sums)
-        gram, cross = sums.gram / sums.weight, sums.cross / sums.weight
+        gram, cross = sums.gram.matrix / sums.weight, sums.cross / sums.weight
         if self._has_bias:
             gram.addr_(mean, mean, alpha=-1)  # these are large: no more copies than needed
             cross.addr_(wanted, mean, alpha=-1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from compressor.collapse.moments import add_symmetric_
+from compressor.collapse.symmetric import SymmetricSum
 from compressor.distributed import Group
 
 
@@ -30,7 +30,7 @@ class PairSums:
     weight: float
     origins: tuple[Tensor, Tensor]
     sums: tuple[Tensor, Tensor]
-    gram: Tensor
+    gram: SymmetricSum
     cross: Tensor
     unit: float = 0.0
 
@@ -42,11 +42,11 @@ class PairSums:
             return torch.zeros(*shape, dtype=torch.float64, device=home)
 
         pair = (zeros(inputs), zeros(outputs))
-        return cls(0.0, pair, pair, zeros(inputs, inputs), zeros(outputs, inputs))
+        return cls(0.0, pair, pair, SymmetricSum.zero(inputs, home), zeros(outputs, inputs))
 
     def state(self) -> dict[str, Tensor]:
         """Return the sums as named tensors."""
-        numbers = self.gram.new_tensor([self.weight, self.unit])
+        numbers = self.cross.new_tensor([self.weight, self.unit])
         (o, p), (s, t) = self.origins, self.sums
         return {
             "numbers": numbers,
@@ -54,7 +54,7 @@ class PairSums:
             "p": p,
             "s": s,
             "t": t,
-            "gram": self.gram,
+            "gram": self.gram.matrix,
             "cross": self.cross,
         }
 
@@ -63,7 +63,7 @@ class PairSums:
         """Return the sums that `state` was taken from; they hold its tensors from now on."""
         weight, unit = state["numbers"].tolist()
         origins, sums = (state["o"], state["p"]), (state["s"], state["t"])
-        return cls(weight, origins, sums, state["gram"], state["cross"], unit)
+        return cls(weight, origins, sums, SymmetricSum(state["gram"]), state["cross"], unit)
 
     def add(self, rows: Tensor, wanted: Tensor, weights: Tensor, *, centred: bool) -> None:
         """Add rows x [N, n] and y [N, m] with their weights [N], of which some are positive.
@@ -74,7 +74,7 @@ class PairSums:
             weights: Not negative.
             centred: Whether origins are the first rows' means, and not zero.
         """
-        home = self.gram.device
+        home = self.cross.device
         first, self.unit = not self.unit, self.unit or float(weights.sum())
         weights = weights / self.unit
         total = float(weights.sum())
@@ -89,7 +89,7 @@ class PairSums:
             self.sums[0] + _double(weighted.sum(0), home),
             self.sums[1] + _double(weights @ wanted, home),
         )
-        add_symmetric_(self.gram, weighted, rows)
+        self.gram.add(weighted, rows)
         self.cross += _double(wanted.T @ weighted, home)
 
     def joined(self, group: Group) -> PairSums:
@@ -102,7 +102,7 @@ class PairSums:
         """
         if group.size == 1:
             return self
-        told = self.gram.new_tensor([self.unit, self.unit * self.weight])
+        told = self.cross.new_tensor([self.unit, self.unit * self.weight])
         origins = tuple(told[1] * origin for origin in self.origins)
         for tensor in (told, *origins):
             group.sum_(tensor)
@@ -118,14 +118,14 @@ class PairSums:
             self,
             origins=(o, p),
             sums=(s + weight * d, t + weight * e),
-            gram=self.gram * scale + met + met.T + weight * torch.outer(d, d),
+            gram=SymmetricSum(self.gram.matrix * scale + met + met.T + weight * torch.outer(d, d)),
             cross=self.cross * scale
             + torch.outer(t, d)
             + torch.outer(e, s)
             + weight * torch.outer(e, d),
             unit=unit,
         )
-        for tensor in (*joined.sums, joined.gram, joined.cross):
+        for tensor in (*joined.sums, joined.gram.upper, joined.cross):
             group.sum_(tensor)
         joined.weight = absolute / unit
         return joined

@@ -12,7 +12,6 @@ from compressor.collapse.moments import (
     ClassMoments,
     _class_products,
     _class_sums,
-    add_gram,
 )
 
 from .naive import naive, problems, random_problem
@@ -238,16 +237,6 @@ def test_weights_that_are_no_weights_are_refused(weight):
         ClassMoments(1, 1).update(
             torch.zeros(2, 1), torch.zeros(2, dtype=torch.long), torch.tensor([1.0, weight])
         )
-
-
-def test_gram_is_added_up_in_float64():
-    rows = torch.randn(3, 500, dtype=torch.float64)
-    total = torch.ones(500, 500, dtype=torch.float64)
-    add_gram(total, rows.float())
-    torch.testing.assert_close(total, 1 + rows.T @ rows, rtol=1e-5, atol=1e-5)
-    assert torch.equal(total, total.T)
-    add_gram(total, rows)
-    torch.testing.assert_close(total, 1 + rows.T @ rows * 2, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("weighted", [False, True])

@@ -51,7 +51,7 @@ def about(sums, o, p):
     weight = sums.weight * sums.unit
     (s, t), gram, cross = (
         [part * sums.unit for part in sums.sums],
-        sums.gram * sums.unit,
+        sums.gram.matrix * sums.unit,
         sums.cross * sums.unit,
     )
     d, e = sums.origins[0] - o, sums.origins[1] - p
@@ -76,7 +76,7 @@ def oracle(parts, o, p):
 def test_joined_sums_are_those_of_all_rows(seed, first, second, scale):
     one, two = drawn(seed % 5, first), drawn(seed % 7, second, scale)
     found, same = joined(sums_of([one]), sums_of([two]))
-    assert torch.equal(found.gram, same.gram)
+    assert torch.equal(found.gram.matrix, same.gram.matrix)
     o, p = found.origins
     for got, wanted in zip(about(found, o, p), oracle([one, two], o, p), strict=True):
         # Rows of the scale round to 1e-16 of it, whatever their sums come to.
