@@ -254,14 +254,14 @@ class _Run:
                 assert labels is not None
                 leaf = states.get(index).requires_grad_(self._back)
                 watch.begin(inputs, self.frequent.of(labels))
-                watch.energies = self._energies_of(index)
+                watch.gradients.energies = self._energies_of(index)
                 with torch.set_grad_enabled(self._back), watch.attached():
                     hidden = self._exit(inputs, leaf)
                 gradient = head.gradient(hidden.detach(), labels)
                 if gradient is not None:
                     # As `compressor.collapse.capture.backward`: denormal numbers are slow.
                     self._scales[index] = scale = float(gradient.abs().max()) or 1.0
-                    watch.gradient_scale = scale
+                    watch.gradients.scale = scale
                     (found,) = torch.autograd.grad(hidden, leaf, gradient / scale)
                     gradients.put(index, found)
                 watch.end()
@@ -306,8 +306,8 @@ class _Run:
                 leaf = torch.empty(0) if states is None else states.get(index)
                 leaf.requires_grad_()
                 watch.begin(inputs, self.frequent.of(labels))
-                watch.gradient_scale = self._scales[index]
-                watch.energies = self._energies_of(index)
+                watch.gradients.scale = self._scales[index]
+                watch.gradients.energies = self._energies_of(index)
                 output = step(inputs, leaf)
                 if output.requires_grad:
                     torch.autograd.backward(output, above.get(index))
@@ -321,12 +321,12 @@ class _Run:
         """Return a watch with empty accumulators for what goes back; rows are centred as ever."""
         watch = self._watch(part)
         if self._loss:
-            watch.loss = loss_moments(self._model, part, watch.home)
+            watch.gradients.loss = loss_moments(self._model, part, watch.home)
         if self._fisher:
             first = self._watch(part, means_only=True)
             if any(layer.has_bias for layer in part.layers.values()):
                 self._centre(first, states, step)
-            watch.fisher = centred_moments(self._model, first)
+            watch.gradients.fisher = centred_moments(self._model, first)
         return watch
 
     def _centre(self, watch: Watch, states: HiddenStates | None, step: Step) -> None:

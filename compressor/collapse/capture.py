@@ -121,9 +121,9 @@ def capture(
         raise ValueError("one pass gathers the Fisher or the loss's gradients, not both")
     watch = Watch(model, candidates, classes, forward.device)
     if loss:
-        watch.loss = loss_moments(model, candidates, watch.home)
+        watch.gradients.loss = loss_moments(model, candidates, watch.home)
     if gradients:
-        watch.fisher = fisher_moments(
+        watch.gradients.fisher = fisher_moments(
             model, batches, candidates, classes, forward, left_out=left_out
         )
     generator, group = torch.Generator(), forward.group
@@ -135,7 +135,9 @@ def capture(
         steps = progress.track(batches, description="measure", total=total)
         for index, (inputs, labels) in enumerate(steps):
             known = _checked_labels(labels, classes)
-            watch.energies = kept_energies(energies, sum(map(len, labels_seen)) < row_samples)
+            watch.gradients.energies = kept_energies(
+                energies, sum(map(len, labels_seen)) < row_samples
+            )
             labels_seen.append(known.cpu())
             if not group.takes(index):
                 watch.skip(len(known))
@@ -302,8 +304,8 @@ def backward(logits: Tensor, gradient: Tensor, watch: Watch) -> None:
     if not logits.requires_grad:
         return  # no candidate lies on the path to the logits
     largest = float(gradient.abs().max())
-    watch.gradient_scale = largest if largest > 0 else 1.0
-    torch.autograd.backward(logits, (gradient / watch.gradient_scale).to(logits.dtype))
+    watch.gradients.scale = largest if largest > 0 else 1.0
+    torch.autograd.backward(logits, (gradient / watch.gradients.scale).to(logits.dtype))
 
 
 def batch_seed(seed: int, index: int) -> int:

@@ -151,9 +151,11 @@ def capture_tokens(
     inside, outside = by_head(model, candidates)
     watch = Watch(model, inside, classes, forward.device, rest=True)
     if loss:
-        watch.loss = loss_moments(model, inside, watch.home)
+        watch.gradients.loss = loss_moments(model, inside, watch.home)
     if gradients:
-        watch.fisher = fisher_moments(model, frequent, inside, classes, forward, rest=True)
+        watch.gradients.fisher = fisher_moments(
+            model, frequent, inside, classes, forward, rest=True
+        )
     head = WatchedHead(
         model, outside, frequent, forward.device, gradients=gradients, loss=loss, seed=seed
     )
@@ -162,7 +164,7 @@ def capture_tokens(
     with frozen(model), watch.attached():
         for inputs, labels in progress.track(batches, description="measure", total=total):
             assert labels is not None
-            watch.energies = kept_energies(energies, seen < row_samples)
+            watch.gradients.energies = kept_energies(energies, seen < row_samples)
             seen += len(labels)
             watch.begin(inputs, frequent.of(labels))
             with torch.set_grad_enabled(gradients or loss):
@@ -227,9 +229,9 @@ class WatchedHead:
         self._draws = torch.Generator().manual_seed(seed) if gradients else None
         self._watch = Watch(model, candidates, frequent.classes + 1, device, rest=True)
         if gradients:
-            self._watch.fisher = centred_moments(model, self._watch)
+            self._watch.gradients.fisher = centred_moments(model, self._watch)
         if loss:
-            self._watch.loss = loss_moments(model, candidates, self._watch.home)
+            self._watch.gradients.loss = loss_moments(model, candidates, self._watch.home)
         self._watched = bool(candidates.layers)
 
     def gradient(self, hidden: Tensor, labels: Tensor) -> Tensor | None:

@@ -1,0 +1,269 @@
+"""Where the gradient at a layer's output meets the rows that the layer was called on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from compressor.collapse.fisher import FisherMoments
+from compressor.collapse.loss import LossMoments
+from compressor.collapse.real_rows import centred, real_rows
+from compressor.collapse.row_energy import RowEnergies
+from compressor.collapse.spans import squared_lengths
+from compressor.errors import LayerError
+from compressor.layers.candidates import Candidate
+from compressor.layers.kinds import LAYER_KINDS, LayerKind
+
+
+class GradientWatch:
+    """What of a pass's backward half feeds the Fisher or the loss's gradients.
+
+    Args:
+        modules: The model's modules by name.
+        tables: Names of layers whose inputs are indices.
+        by_token: Whether the Fisher takes every position for a sample (`token_capture` says why).
+
+    Attributes:
+        fisher: Accumulators of the Fisher by layer.
+        loss: Accumulators of the loss's gradient by layer.
+        scale: What the gradients of this batch were divided by.
+        energies: Where they are noted, of each output row its ‖δ‖²; None: nowhere.
+    """
+
+    def __init__(
+        self, modules: Mapping[str, nn.Module], tables: Collection[str], *, by_token: bool
+    ) -> None:
+        self.fisher: dict[str, FisherMoments] = {}
+        self.loss: dict[str, LossMoments] = {}
+        self.scale = 1.0
+        self.energies: RowEnergies | None = None
+        self._modules, self._tables, self._by_token = modules, tables, by_token
+        self._samples = 0
+        self._mask: Tensor | None = None
+        self._followed: Counter[str] = Counter()
+        self._copied: tuple[Tensor, int, Tensor] | None = None
+        self._met: dict[str, list[tuple[Tensor, ...]]] = {}
+        self._tapped: dict[str, Tensor] = {}
+
+    def attach(self) -> list[RemovableHandle]:
+        """Put hooks before the layers whose δ W the backward pass computes anyway."""
+        return [
+            self._modules[name].register_forward_pre_hook(self._tapping(name))
+            for name, moments in self.fisher.items()
+            if not moments.takes_outputs and isinstance(self._modules[name], nn.Linear)
+        ]
+
+    def begin(self, samples: int, mask: Tensor | None) -> None:
+        """Start a batch of so many samples, of which the mask [B, T] tells the real tokens."""
+        self._samples, self._mask = samples, mask
+
+    def end(self) -> None:
+        """Finish a batch."""
+        for name in list(self._met):  # not every call had a part in the logits
+            self._add(name)
+        self._followed.clear()
+        self._copied = None
+
+    def join_(self, sum_: Callable[[Tensor], None]) -> None:
+        """Put together what all processes have gathered; each of them has to call it."""
+        for sought in (self.fisher, self.loss):
+            for moments in sought.values():
+                moments.join_(sum_)
+
+    def _tapping(self, name: str) -> Callable[..., Any]:
+        """Give the layer a view of its input, whose gradient δ W is of this layer alone."""
+
+        def pre(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            del module
+            if not (torch.is_grad_enabled() and args and args[0].requires_grad):
+                return None
+            self._tapped[name] = args[0].view_as(args[0])
+            return (self._tapped[name], *args[1:])
+
+        return pre
+
+    def follow(
+        self,
+        layer: Candidate,
+        module: nn.Module,
+        *,
+        inputs: Tensor,
+        output: Any,
+    ) -> Tensor | None:
+        """Have the gradient at a call's output meet its input rows.
+
+        Args:
+            layer: The layer.
+            module: It.
+            inputs: What it was called on.
+            output: What it gave.
+
+        Returns:
+            The output to go on with; None: as it is.
+
+        Raises:
+            LayerError: If no graph is recorded.
+        """
+        moments = self.fisher.get(layer.name) or self.loss.get(layer.name)
+        if moments is None:
+            return None
+        kind = LAYER_KINDS.get(layer.kind)
+        if not torch.is_grad_enabled():
+            raise LayerError(
+                layer.name,
+                "the model calls it under torch.no_grad, so its part in the loss is unknown. "
+                "Measure without gradients: --no-gradients, or measure(..., gradients=False).",
+            )
+        samples = self._samples
+        held: Tensor | None = self._copy(inputs)
+        # The hook must not hold the output that it hangs on: such a circle is never freed.
+        made: Tensor | None = None
+        if isinstance(moments, FisherMoments) and moments.takes_outputs and not kind.lookup:
+            made = output.detach()
+        written = output._version
+        looked_up = output.detach() if kind.lookup else None
+        self._followed[layer.name] += 1
+        note = self._noting(layer, kind, module, output)
+        place: list[int] = []  # of this call among those whose gradient is known
+        waits = self._has_tapped(layer.name, kind, module, place)
+
+        def gradient_hook(gradient: Tensor) -> None:
+            nonlocal held, made
+            assert held is not None
+            note(gradient)
+            met = self._met.setdefault(layer.name, [])
+            place.append(len(met))
+            if looked_up is not None:
+                met.append(self._looked_up(kind, module, held, gradient, looked_up))
+            else:
+                rows = kind.all_rows(module, held, samples)
+                keep = real_rows(rows, kind.reached(module), self._mask)
+                near = centred(rows, moments.centre, keep)
+                gradients = kind.all_output_rows(module, gradient, samples).to(near)
+                met.append((near, gradients))
+                # What the model has written into its output in place is not W z any more.
+                if (
+                    made is not None
+                    and made._version == written
+                    and isinstance(moments, FisherMoments)
+                ):
+                    outputs = kind.all_output_rows(module, made, samples)
+                    outputs = centred(outputs, moments.output_at_centre, keep)
+                    met[-1] = (near, gradients, outputs)
+            held = made = None  # the model's next call may come before this one's graph goes
+            if not waits:
+                self._add_if_last(layer.name)
+
+        if output.requires_grad:
+            output.register_hook(gradient_hook)
+            return None
+        # The graph begins here. A copy of the leaf may be overwritten in place by what follows.
+        leaf: Any = output.detach().requires_grad_()
+        leaf.register_hook(gradient_hook)
+        return cast(Tensor, leaf.clone())
+
+    def _has_tapped(
+        self, name: str, kind: LayerKind, module: nn.Module, place: Sequence[int]
+    ) -> bool:
+        """Return whether δ W will come after the gradient of a call, and note it then.
+
+        Args:
+            name: Name of the layer.
+            kind: Its kind.
+            module: It.
+            place: Of the call among those met, known once its gradient is.
+        """
+        tapped: Any = self._tapped.pop(name, None)
+        if tapped is None:
+            return False
+        samples = self._samples
+
+        def hook(gradient: Tensor) -> None:
+            met = self._met.get(name)
+            if met is None:
+                return  # another call has come last, and all were added
+            seen = kind.all_rows(module, gradient, samples)
+            if seen.dtype == met[place[0]][1].dtype:
+                met[place[0]] = (*met[place[0]], seen)
+            self._add_if_last(name)
+
+        tapped.register_hook(hook)
+        return True
+
+    def _copy(self, inputs: Tensor) -> Tensor:
+        """Return a copy, so that what the model later writes into its input does no harm.
+
+        Layers that are called on one tensor, one after the other, share it.
+        """
+        if self._copied is not None:
+            last, version, copy = self._copied
+            same = last.data_ptr() == inputs.data_ptr() and last.dtype == inputs.dtype
+            alike = last.shape == inputs.shape and last.stride() == inputs.stride()
+            if same and alike and version == inputs._version:
+                return copy
+        copy = inputs.clone()
+        self._copied = (inputs, inputs._version, copy)
+        return copy
+
+    def _noting(
+        self, layer: Candidate, kind: LayerKind, module: nn.Module, output: Tensor
+    ) -> Callable[[Tensor], None]:
+        """Return what notes the energies of a call's rows from the gradient at its output."""
+        if self.energies is None or kind.lookup:
+            return lambda gradient: None
+        samples = self._samples
+        calls = self.energies.setdefault(layer.name, [])
+        number = len(calls)
+        shape = kind.output_rows(module, output.detach(), samples).shape[:2]
+        # Zero it stays where the call has no part in the logits.
+        calls.append(torch.zeros(shape, dtype=torch.float64))
+
+        def note(gradient: Tensor) -> None:
+            rows = kind.output_rows(module, gradient, samples).float()
+            calls[number] = squared_lengths(rows).cpu().double() * self.scale**2
+
+        return note
+
+    def _add_if_last(self, name: str) -> None:
+        if len(self._met[name]) == self._followed[name]:
+            self._add(name)
+
+    def _add(self, name: str) -> None:
+        """Add the batch's gradients at a layer, those of all its calls together.
+
+        A sample's gradient in the weights is the sum over the calls, so that their rows are joined.
+        """
+        moments = self.fisher.get(name) or self.loss[name]
+        met = self._met.pop(name)
+        known = min(map(len, met))  # of some calls the outputs may be lost
+        parts = [
+            torch.cat(calls, 1) if len(met) > 1 else calls[0]
+            for calls in zip(*(call[:known] for call in met), strict=True)
+        ]
+        if self._by_token and isinstance(moments, FisherMoments):
+            parts = [part.flatten(0, 1)[:, None] for part in parts]
+        try:
+            if name in self._tables:
+                assert isinstance(moments, FisherMoments)
+                moments.update_lookups(*parts, scale=self.scale)
+            else:
+                moments.update(*parts, scale=self.scale)
+        except ValueError as error:
+            raise LayerError(name, str(error)) from error
+
+    def _looked_up(
+        self, kind: LayerKind, module: nn.Module, indices: Tensor, gradient: Tensor, output: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return indices [B, P], gradients [B, P, D] and looked up rows [B, P, D], padding at 0."""
+        samples = self._samples
+        rows = kind.all_output_rows(module, output, samples)
+        gradients = kind.all_output_rows(module, gradient, samples).to(rows)
+        keep = real_rows(rows, None, self._mask)
+        if keep is not None:
+            gradients = gradients * keep[..., None]
+        return indices.reshape(samples, -1), gradients, rows
