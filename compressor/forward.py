@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -188,6 +188,32 @@ def chosen(inputs: Inputs, index: Tensor) -> Inputs:
     if isinstance(inputs, Mapping):
         return {key: value[index] for key, value in inputs.items()}
     return tuple(value[index] for value in inputs)
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Return batches that are `alike` as one."""
+    inputs, labels = zip(*batches, strict=True)
+    together: Inputs
+    if isinstance(inputs[0], Tensor):
+        together = torch.cat(inputs)
+    elif isinstance(inputs[0], Mapping):
+        together = {key: torch.cat([one[key] for one in inputs]) for key in inputs[0]}
+    else:
+        together = tuple(torch.cat(parts) for parts in zip(*inputs, strict=True))
+    return together, None if labels[0] is None else torch.cat(labels)
+
+
+def alike(first: Batch, second: Batch) -> bool:
+    """Return whether samples of two batches have the same shapes, and labels both or neither."""
+    (one, labels), (other, others) = first, second
+    return (labels is None) == (others is None) and _shapes(one) == _shapes(other)
+
+
+def _shapes(inputs: Inputs) -> list[tuple[object, torch.Size]]:
+    if isinstance(inputs, Tensor):
+        return [("", inputs.shape[1:])]
+    named = inputs.items() if isinstance(inputs, Mapping) else enumerate(inputs)
+    return [(name, tensor.shape[1:]) for name, tensor in named]
 
 
 def first_tensor(inputs: Inputs) -> Tensor:

@@ -15,7 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from compressor.evaluation.loop import Evaluation, evaluate, score
-from compressor.forward import Batch, Batches, Forward, batch_length, chosen
+from compressor.forward import (
+    Batch,
+    Batches,
+    Forward,
+    alike,
+    batch_length,
+    chosen,
+    joined,
+    largest_batch,
+)
 
 FIRST = 0.25
 """Share of the samples that a candidate is judged on first."""
@@ -43,7 +52,7 @@ class Bounded:
 
 @dataclass(frozen=True)
 class Part:
-    """Those samples of batches that a mask names, batch by batch; batches without any are left out.
+    """Those samples of batches that a mask names, in batches as large where they are alike.
 
     Args:
         batches: The batches.
@@ -54,7 +63,19 @@ class Part:
     mask: Tensor
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield each batch's samples in order."""
+        """Yield the samples in order."""
+        most, waiting, count = largest_batch(self.batches), list[Batch](), 0
+        for batch in self._taken():
+            size = batch_length(batch[0])
+            if waiting and (count + size > most or not alike(waiting[0], batch)):
+                yield joined(waiting)
+                waiting, count = [], 0
+            waiting.append(batch)
+            count += size
+        if waiting:
+            yield joined(waiting)
+
+    def _taken(self) -> Iterator[Batch]:
         start = 0
         for inputs, labels in self.batches:
             end = start + batch_length(inputs)

@@ -84,6 +84,21 @@ def test_parts_hold_their_samples_in_order_with_inputs_of_every_form():
         assert found[1][1] is None
 
 
+@pytest.mark.parametrize("form", [lambda t: t, lambda t: (t, t), lambda t: {"x": t}])
+def test_parts_of_batches_that_are_alike_are_joined_up_to_the_largest_one(form):
+    x, wide = torch.arange(16.0)[:, None], torch.arange(4.0)[:, None].expand(4, 2) + 16
+    given = [(form(x[k : k + 4]), torch.arange(k, k + 4)) for k in range(0, 16, 4)]
+    given.append((form(wide), torch.arange(16, 20)))
+    mask = torch.arange(20) % 2 == 0
+    found = list(Part(given, mask))
+    assert [labels.tolist() for _, labels in found] == [[0, 2, 4, 6], [8, 10, 12, 14], [16, 18]]
+    for inputs, labels in found:
+        parts = [inputs] if isinstance(inputs, torch.Tensor) else inputs
+        parts = parts.values() if isinstance(parts, dict) else parts
+        for part in parts:
+            assert torch.equal(part[:, 0], labels.float())
+
+
 def test_whole_is_what_evaluating_gives(small):
     found = measured()
     both = [evaluate(small, Part(found.selection, mask)).logits for mask in halves()]
