@@ -38,12 +38,17 @@ OUT = Path(__file__).parents[1] / "docs" / "benchmarks"
 VERSIONS = ("compressor", "torch", "transformers", "timm", "numpy")
 
 DEFAULT_ALONE = (
+    "methods/aside.py",
     "methods/attribution.py",
+    "methods/fitted_samples.py",
     "methods/forms.py",
     "methods/guided.py",
+    "methods/judging.py",
     "methods/layer_fit.py",
     "methods/lockstep.py",
+    "methods/pair_sums.py",
     "methods/refit.py",
+    "methods/residuals.py",
     "methods/select.py",
     "methods/separable.py",
     "methods/twins.py",
