@@ -44,7 +44,7 @@ FLOORS = (
     ("evaluation.paired", "evaluation.runtimes.runtime"),
     ("evaluation.latency", "evaluation.memory"),
     ("checkpoint.storage",),
-    ("collapse.spans",),
+    ("collapse.spans", "collapse.symmetric"),
     ("collapse.moments", "collapse.metrics", "collapse.spectra", "collapse.clusters"),
     ("layers",),
     ("collapse", "evaluation.speed_table"),
