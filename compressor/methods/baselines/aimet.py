@@ -21,14 +21,14 @@ the agreement with the dense model is the accuracy; without selection data calib
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from compressor.evaluation.loop import evaluate
-from compressor.forward import Batch, Batches, Forward, Inputs, batch_length, first_tensor
+from compressor.forward import Batch, Batches, Inputs, batch_length
 from compressor.layers.candidates import Candidate
 from compressor.methods.allocation import Options, options
 from compressor.methods.baselines.recipe_method import decided
@@ -39,7 +39,6 @@ from compressor.methods.method import METHODS, Decision
 from compressor.methods.metrics import Needs
 from compressor.methods.recipe import Recipe
 from compressor.progress import Progress
-from compressor.tokens import TokenForward
 
 RATIOS = 10
 """Ratios 1/10 … 1; the last is the dense model and needs no evaluation."""
@@ -89,7 +88,7 @@ class Greedy:
         """Return the accuracy at each layer's options, interpolated between measured ones."""
         if measurement.selection is None:
             progress.note("No selection data: accuracies are measured on calibration data.")
-        batches = head(measurement.selection or measurement.calibration, measurement.forward)
+        batches = head(measurement.selection or measurement.calibration)
         dense = evaluate(measurement.model, batches, forward=measurement.forward)
         trials = [
             (name, rank)
@@ -201,17 +200,22 @@ def _within(
     return bool(np.all(costs <= limits))
 
 
-def head(batches: Batches, forward: Forward) -> list[Batch]:
-    """Return the first samples, or as many of the first windows as predict so many tokens."""
+def head(batches: Batches) -> list[Batch]:
+    """Return the first samples, or as many of the first windows as predict so many tokens.
+
+    Args:
+        batches: With labels [B], or [B, T], negative where no token is predicted; or without.
+    """
     kept: list[Batch] = []
     missing = MOST_SAMPLES
     for inputs, labels in batches:
-        predictions = 1
-        if isinstance(forward, TokenForward):
-            predictions = max(first_tensor(inputs).shape[1] - 1, 1)
-        size = min(batch_length(inputs), math.ceil(missing / predictions))
+        made = torch.ones(batch_length(inputs), dtype=torch.int64)
+        if labels is not None and labels.ndim > 1:
+            made = (labels >= 0).sum(1)
+        before = made.cumsum(0) - made
+        size = int((before < missing).sum())
         kept.append((_cut(inputs, size), None if labels is None else labels[:size]))
-        missing -= size * predictions
+        missing -= int(made[:size].sum())
         if missing <= 0:
             break
     return kept

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from compressor.forward import Forward
 from compressor.layers.candidates import Candidate
 from compressor.methods.allocation import Options, options
 from compressor.methods.baselines.aimet import (
@@ -18,7 +17,6 @@ from compressor.methods.baselines.aimet import (
 )
 from compressor.progress import Progress
 from compressor.stages import measure, plan
-from compressor.tokens import TokenForward
 
 
 def toy(*costs):
@@ -142,7 +140,13 @@ def test_without_labels_or_selection_data_it_says_so_and_goes_on(net, batches):
 
 def test_accuracy_is_measured_on_so_many_predictions_and_not_windows():
     images = [(torch.zeros(100, 3), torch.zeros(100)) for _ in range(4)]
-    assert [len(inputs) for inputs, _ in head(images, Forward())] == [100, 100, 56]
-    windows = [({"input_ids": torch.zeros(2, 101, dtype=torch.long)}, None) for _ in range(4)]
-    kept = head(windows, TokenForward())
+    assert [len(inputs) for inputs, _ in head(images)] == [100, 100, 56]
+    assert [len(inputs) for inputs, _ in head([(x, None) for x, _ in images])] == [100, 100, 56]
+    labels = torch.full((2, 101), -100)
+    labels[0, :100] = labels[1, 1:60] = 7  # a whole window, and one of which little is predicted
+    windows = [({"input_ids": torch.zeros(2, 101, dtype=torch.long)}, labels) for _ in range(4)]
+    kept = head(windows)
     assert [len(inputs["input_ids"]) for inputs, _ in kept] == [2, 1]
+    assert [len(labels) for _, labels in kept] == [2, 1]
+    assert sum(int((labels >= 0).sum()) for _, labels in kept) == 259
+    assert [len(labels) for _, labels in head(windows[:1])] == [2]
