@@ -26,6 +26,7 @@ from compressor.distributed import started
 from compressor.errors import CompressorError
 from compressor.evaluation.loop import evaluate
 from compressor.forward import Forward
+from compressor.methods import aside
 from compressor.methods.factorize import factorized
 from compressor.methods.measurement import hold_out
 from compressor.methods.refit import refitted
@@ -51,7 +52,9 @@ with started(shared=True) as group:
     plain = factorized(
         found.model, found.candidates.layers, made.ranks, made.recipe, found.decompositions
     )
-    # One batch at a time, so that in turn each process has none of its own to run.
+    # One batch at a time, so that in turn each process has none of its own to run; and sums of any
+    # size lie on disk between them.
+    aside.SMALL = 0
     fitted = refitted(
         found.model, plain, found.candidates.layers, kept, found.batch_energies,
         forward=forward, activations=1,

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -57,9 +58,20 @@ class SpillDirectory:
         self._files |= {name: self.path / file for name, file in files.items()}
 
     def write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Write tensors under a name, in place of what it held before."""
+        """Write tensors under a name, in place of what it held before.
+
+        Raises:
+            OSError: If there is no room. What the name held is still there then.
+        """
         path = self._files.get(name, self.path / f"{len(self._files)}.safetensors")
-        save_file({key: tensor.contiguous().cpu() for key, tensor in tensors.items()}, path)
+        beside = path.with_suffix(".part")  # tensors that were read may still be those of the file
+        try:
+            save_file({key: tensor.contiguous().cpu() for key, tensor in tensors.items()}, beside)
+            beside.replace(path)
+        except SafetensorError as error:  # it wraps what the system said
+            raise OSError(f"{beside}: {error}") from error
+        finally:
+            beside.unlink(missing_ok=True)
         self._files[name] = path
 
     def read(self, name: str) -> dict[str, Tensor]:
@@ -145,7 +157,9 @@ class SpilledLayers(Mapping[str, LayerStatistics]):
     def __getitem__(self, name: str) -> LayerStatistics:
         found = self._find(name)
         tied = found.layer.tied
-        return replace(found, head=self._find(tied[0])) if tied else found
+        if not tied or tied[0] not in self.parts:  # a pass over samples does not watch the head
+            return found
+        return replace(found, head=self._find(tied[0]))
 
     def _find(self, name: str) -> LayerStatistics:
         part = self.parts[name]
@@ -172,8 +186,11 @@ def spilled(statistics: Statistics, candidates: Candidates, home: torch.device) 
         statistics: As a pass has gathered them.
         candidates: The layers, in forward order.
         home: Device that they are read to.
+
+    Raises:
+        OSError: If there is no room on disk.
     """
-    if isinstance(statistics.layers, SpilledLayers) or _bytes(statistics.layers) <= IN_MEMORY:
+    if isinstance(statistics.layers, SpilledLayers) or not _exceed(statistics.layers, IN_MEMORY):
         return statistics
     groups: dict[str, dict[str, LayerStatistics]] = {}
     for name, found in statistics.layers.items():
@@ -185,6 +202,12 @@ def spilled(statistics: Statistics, candidates: Candidates, home: torch.device) 
     return replace(statistics, layers=layers)
 
 
-def _bytes(layers: Mapping[str, LayerStatistics]) -> int:
-    state = state_of(Statistics(layers, torch.empty(0), torch.empty(0), {}))
-    return sum(tensor.nbytes for tensor in state.values())
+def _exceed(layers: Mapping[str, LayerStatistics], most: int) -> bool:
+    """Return whether statistics take more bytes; of one layer at a time they are copied for it."""
+    total = 0
+    for name, found in layers.items():
+        state = state_of(Statistics({name: found}, torch.empty(0), torch.empty(0), {}))
+        total += sum(tensor.nbytes for tensor in state.values())
+        if total > most:
+            return True
+    return False

@@ -26,8 +26,12 @@ class Aside:
         self._full = False
 
     def put(self, name: str, sums: PairSums) -> bool:
-        """Write the sums of a layer, and return whether they need not be kept in memory."""
-        if self._full or sums.gram.upper.nbytes + sums.cross.nbytes < SMALL:
+        """Write the sums of a layer, and return whether they lie here now.
+
+        Those over no rows do not, nor small ones.
+        """
+        size = sums.gram.upper.nbytes + sums.cross.nbytes
+        if self._full or not sums.unit or size < SMALL:
             return False
         try:
             if self._spill is None:

@@ -108,10 +108,19 @@ class Decompositions:
 
     def _spilled(self, name: str, recipe: Recipe, spill: SpillDirectory) -> Truncation:
         """Return a decomposition that is kept on disk, as the statistics are."""
-        key = f"{name} as {self._layers[name].kind} in {recipe.metric}, {recipe.alpha}"
-        if key not in spill:
-            spill.write(key, _state_of(self._found(name, recipe)))
-        return _truncation_of(spill.read(key), self._weight(name).device)
+        kind = self._layers[name].kind
+        key = (name, kind, recipe.metric, recipe.alpha)
+        if key in self._kept:
+            return self._kept[key]
+        file = f"{name} as {kind} in {recipe.metric}, {recipe.alpha}"
+        if file not in spill:
+            made = self._found(name, recipe)
+            try:
+                spill.write(file, _state_of(made))
+            except OSError:  # no room on disk: there may be some in memory
+                self._kept[key] = made
+                return made
+        return _truncation_of(spill.read(file), self._weight(name).device)
 
     def _found(self, name: str, recipe: Recipe) -> Truncation:
         if self._cache is None:

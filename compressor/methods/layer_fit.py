@@ -30,8 +30,8 @@ class LayerFit:
         dense: The dense layer.
         compressed: The factorized one; it is given parameters of its own.
         ridge: λ over the mean diagonal of the centred moments.
-        metric: Gives F [m, m], positive semi-definite; None is the identity. Called when it is
-            used, for it may lie on disk.
+        metric: Gives F [m, m], positive semi-definite; None is the identity. It is called when F
+            is used, which may lie on disk.
         both: Fit the first factor too, which takes the moments of the inputs themselves.
         group: The processes that share the batches.
         left_out: Share of a batch's weights that the rows may have together that are left out.
@@ -45,7 +45,7 @@ class LayerFit:
         compressed: nn.Module,
         *,
         ridge: float,
-        metric: Callable[[], Tensor | None] = lambda: None,
+        metric: Callable[[], Tensor | None] | None = None,
         both: bool = True,
         group: Group = ALONE,
         left_out: float = 0.0,
@@ -120,6 +120,8 @@ class LayerFit:
         """Have the sums lie elsewhere until more rows come."""
         if self._sums is not None and aside.put(self._name, self._sums):
             self._sums, self._aside = None, True
+        elif self._sums is not None and not self._sums.unit:
+            self._sums = None  # all rows were other processes'
 
     def take_back(self, aside: Aside) -> None:
         """Have the sums in memory again."""
@@ -150,7 +152,7 @@ class LayerFit:
         hidden = down @ gram @ down.T
         up = up + self._ridged(hidden, cross @ down.T - up @ hidden)
         missing = cross - up @ (down @ gram)  # Σ w (y − U V z) zᵀ
-        metric = self._metric()
+        metric = None if self._metric is None else self._metric()
         seen = up.T if metric is None else _damped(up.T, metric)
         inner = seen @ up
         inner.diagonal().add_(1e-9 * float(inner.diagonal().mean()) + 1e-300)

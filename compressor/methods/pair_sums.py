@@ -41,8 +41,8 @@ class PairSums:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.float64, device=home)
 
-        pair = (zeros(inputs), zeros(outputs))
-        return cls(0.0, pair, pair, SymmetricSum.zero(inputs, home), zeros(outputs, inputs))
+        origins, sums = ((zeros(inputs), zeros(outputs)) for _ in range(2))
+        return cls(0.0, origins, sums, SymmetricSum.zero(inputs, home), zeros(outputs, inputs))
 
     def state(self) -> dict[str, Tensor]:
         """Return the sums as named tensors."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -14,7 +14,6 @@ from torch import nn
 from compressor.collapse.block_capture import capture_blocks
 from compressor.collapse.capture import batch_seed, capture, fisher_gradient
 from compressor.collapse.row_energy import BatchEnergies
-from compressor.collapse.spill import SpillDirectory
 from compressor.collapse.token_capture import capture_tokens
 from compressor.errors import LayerError
 from compressor.forward import Forward
@@ -35,6 +34,7 @@ from compressor.progress import Silent
 from compressor.stages import measure
 from compressor.tokens import TokenForward
 from tests import language
+from tests.disks import full_disk
 from tests.methods.measured import CLASSES, batches, measured
 
 WEIGHTS = (24 * 40 + 40 * 32) // 3
@@ -127,7 +127,7 @@ def test_each_layer_is_the_ridge_solution_of_all_batches_on_the_refitted_prefix(
     x = torch.cat([x for x, _ in parts])
     root = torch.randn(32, 40, generator=torch.Generator().manual_seed(9)).double()
     metrics = {"b": root @ root.T + torch.eye(32)}
-    fitted = refit(dense, small, layers, parts, ridge=RIDGE, metrics=metrics)
+    fitted = refit(dense, small, layers, parts, ridge=RIDGE, metrics=metrics.get)
     drawn = energies_of(dense, layers, parts)
     with torch.no_grad():
         inputs = {"a": (x, x), "b": (torch.relu(dense.a(x)), torch.relu(fitted.a(x)))}
@@ -200,13 +200,8 @@ def test_sums_that_lie_on_disk_between_groups_change_nothing(models, monkeypatch
         def note(self, message):
             notes.append(message)
 
-    if full:
-
-        def write(self, name, tensors):
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        monkeypatch.setattr(SpillDirectory, "write", write)
-    again = refit(dense, small, layers, doubles(6, seed=3), activations=1, progress=Noted())
+    with full_disk() if full else nullcontext():
+        again = refit(dense, small, layers, doubles(6, seed=3), activations=1, progress=Noted())
     for name, tensor in kept.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
     assert len(taken) == (0 if full else 5 * len(layers))
