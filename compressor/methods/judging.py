@@ -142,6 +142,8 @@ def judged_within(
     first = first or begun(model, batches, dense, forward=forward)
     if first.least >= limit:
         return Bounded(first.least, None)
+    if first.hard.all():
+        return Bounded.of(score(first.logits, dense.labels, dense_logits=logits))
     rest = evaluate(model, Part(batches, ~first.hard), forward=forward)
     assert isinstance(rest.logits, Tensor)
     together = torch.empty_like(logits)

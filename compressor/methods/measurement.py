@@ -22,7 +22,7 @@ from compressor.layers.candidates import Candidates, ConvForm
 from compressor.methods.attribution import attributed_divergence
 from compressor.methods.factorize import Decompositions, factorized
 from compressor.methods.judging import Begun, Bounded, begun, judged_within
-from compressor.methods.metrics import Needs, OutputMetrics
+from compressor.methods.metrics import Needs, output_metric
 from compressor.methods.norms import NormInputs, corrected_norms, has_batch_norms, norm_inputs
 from compressor.methods.recipe import Recipe
 from compressor.methods.refit import can_refit, refitted
@@ -79,9 +79,7 @@ class Measurement:
     given: nn.Module | None = field(default=None, repr=False)
     conv_form: ConvForm | None = None
     _kept: dict[str, nn.Module] = field(default_factory=dict, repr=False, compare=False)
-    _begun: dict[str, tuple[nn.Module, Recipe, Begun]] = field(
-        default_factory=dict, repr=False, compare=False
-    )
+    _begun: dict[str, tuple[Recipe, Begun]] = field(default_factory=dict, repr=False, compare=False)
     _again: Callable[[int], Measurement] | None = field(
         default=None, init=False, repr=False, compare=False
     )
@@ -229,7 +227,8 @@ class Measurement:
     def least_divergence(self, ranks: dict[str, int], recipe: Recipe) -> float:
         """Return the least that the KL can be, as far as the samples tell that can tell most.
 
-        What was made for it is kept until `judged` is asked for the same. Of tokens it is 0.
+        What the samples have told is kept until `judged` is asked for the same, and the model while
+        it is the most promising one. Of tokens the least is 0.
 
         Raises:
             ValueError: If there is no selection data.
@@ -243,7 +242,9 @@ class Measurement:
             if selection is None or dense is None:
                 raise ValueError("there is no selection data to judge on")
             first = begun(model, selection, dense, forward=self.forward)
-            self._begun[self._key(ranks, recipe)] = (model, settled, first)
+            if all(first.least < other.least for _, other in self._begun.values()):
+                self.keep(ranks, settled, model)
+            self._begun[self._key(ranks, recipe)] = (settled, first)
             return {"kl": first.least}
 
         found = self._recalled("least divergence", ranks, recipe, make)
@@ -293,16 +294,14 @@ class Measurement:
 
         Where a part of the data shows that its KL reaches the limit, that is all that is known.
         """
-        first = None
-        known = self._begun.pop(self._key(ranks, recipe), None)
-        if known is None:
-            model, settled = self.factorized(ranks, recipe)
-        else:
-            model, settled, first = known
+        limit = math.inf if limit is None else limit
+        recipe, first = self._begun.pop(self._key(ranks, recipe), (recipe, None))
+        if first is not None and first.least >= limit:
+            return None, recipe, Bounded(first.least, None)
+        model, settled = self.factorized(ranks, recipe)
         dense = self.dense_selection
         if self.selection is None or dense is None or isinstance(self.forward, TokenForward):
             return model, settled, Bounded.of(self.judge(model))
-        limit = math.inf if limit is None else limit
         found = judged_within(
             model, self.selection, dense, limit, forward=self.forward, first=first
         )
@@ -339,7 +338,7 @@ class Measurement:
             self.calibration,
             self.batch_energies,
             forward=self.forward,
-            metrics=OutputMetrics(self.layers),
+            metrics=lambda name: output_metric(self.layers[name]),
             ridge=ridge,
             norms=norms,
             progress=progress,

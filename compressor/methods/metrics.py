@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -246,30 +246,14 @@ METRICS.register("magnitude")(_of_sides(_magnitude, "forward"))
 METRICS.register("row_fisher")(_of_sides(_row_fisher, "loss"))
 
 
-class OutputMetrics(Mapping[str, Tensor]):
-    """The Fisher's factor A [m, m] on the outputs of each layer that has it in full.
+def output_metric(statistics: LayerStatistics) -> Tensor | None:
+    """Return the Fisher's factor A [m, m] on a layer's outputs, where it is known in full.
 
-    Layers with more outputs than inputs have it seen through their weights only.
-
-    Args:
-        statistics: Statistics by layer name; they may lie on disk, and are read when asked for.
+    Of layers with more outputs than inputs it is seen through their weights only.
     """
-
-    def __init__(self, statistics: Mapping[str, LayerStatistics]) -> None:
-        self._statistics = statistics
-
-    def __getitem__(self, name: str) -> Tensor:
-        found = self._statistics[name]
-        rows, columns = found.layer.shape
-        if found.fisher is None or rows > columns or found.fisher.energy <= 0:
-            raise KeyError(name)
-        return found.fisher.near
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name in self._statistics if name in self)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
+    rows, columns = statistics.layer.shape
+    fisher = statistics.fisher
+    return None if fisher is None or rows > columns or fisher.energy <= 0 else fisher.near
 
 
 def known_statistics(statistics: LayerStatistics | None) -> LayerStatistics:

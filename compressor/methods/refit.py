@@ -33,7 +33,7 @@ share the batches, add up their moments at each layer, and solve for it alike.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import accumulate, chain, islice
@@ -87,8 +87,9 @@ was made by layers that had not seen the groups after it. SmolLM2-135M at 80 % o
 parameters: KL .237 with 9 << 24, and .235 with 1 << 28 by an earlier version of the code."""
 
 MOMENTS = 1 << 30
-"""Bytes that the inputs' moments of all layers may take together. The first factors of the layers
-that would take the most stay as they are where there is no room for all."""
+"""Bytes that the moments of all layers' inputs may take together, on disk where batches come in
+several groups. The first factors of the layers that would take the most stay as they are where
+there is no room for all."""
 
 
 def refitted(
@@ -99,7 +100,7 @@ def refitted(
     energies: Sequence[BatchEnergies],
     *,
     forward: Forward,
-    metrics: Mapping[str, Tensor] | None = None,
+    metrics: Callable[[str], Tensor | None] | None = None,
     ridge: float = RIDGE,
     norms: bool = False,
     activations: int | None = None,
@@ -116,7 +117,7 @@ def refitted(
         energies: Of the rows of the first batches, that are fitted to; layers
             without energies stay as they are.
         forward: How to call both models.
-        metrics: Metric F [m, m] on the outputs, by layer; the identity for those without.
+        metrics: Gives the metric F [m, m] on a layer's outputs, or None for the identity.
         ridge: λ over the mean diagonal of the moments that are inverted.
         norms: Correct BatchNorm statistics relative to the dense model in the same pass.
         activations: Bytes that batches in lockstep may hold together; None is the default of the
@@ -139,7 +140,6 @@ def refitted(
         return fitted
     tokens = isinstance(forward, TokenForward)
     current = _Current()
-    metric_of = (lambda name: None) if metrics is None else metrics.get
     left_out = 0.0 if tokens else left_out
     if activations is None:
         activations = WINDOW_ACTIVATIONS if tokens else ACTIVATIONS
@@ -157,7 +157,7 @@ def refitted(
             dense.get_submodule(name),
             modules[name],
             ridge=ridge,
-            metric=partial(metric_of, name),
+            metric=None if metrics is None else partial(metrics, name),
             both=name in whole,
             group=processes,
             left_out=left_out,

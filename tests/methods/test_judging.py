@@ -49,6 +49,17 @@ def test_what_has_lost_on_a_part_is_not_judged_on_the_rest(small):
     assert bounded(small, 1.001 * least).whole is not None
 
 
+def test_one_sample_is_judged_whole(small):
+    found = measured()
+    inputs, labels = next(iter(found.selection))
+    one = [(inputs[:1], labels[:1])]
+    dense = evaluate(found.model, one)
+    whole = judged_within(small, one, dense, float("inf"), forward=Forward())
+    expected = evaluate(small, one, dense_logits=dense.logits)
+    assert whole.whole is not None
+    assert whole.kl == pytest.approx(expected.kl_to_dense, rel=1e-5)
+
+
 def test_what_was_begun_is_not_run_again(small):
     found = measured()
     selection, dense = found.selection, found.dense_selection
