@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from compressor.collapse.block_parts import parts_of
 from compressor.collapse.capture import (
-    CENTRING_BATCHES,
     Statistics,
     centred_moments,
+    centring_batches,
     frozen,
     kept_energies,
     loss_moments,
@@ -331,9 +331,7 @@ class _Run:
 
     def _centre(self, watch: Watch, states: HiddenStates | None, step: Step) -> None:
         with torch.no_grad(), watch.attached():
-            for index, (inputs, labels) in enumerate(self._batches):
-                if index == CENTRING_BATCHES:
-                    return
+            for index, (inputs, labels) in enumerate(centring_batches(self._batches)):
                 assert labels is not None
                 watch.begin(inputs, self.frequent.of(labels))
                 step(inputs, torch.empty(0) if states is None else states.get(index))

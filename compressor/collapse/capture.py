@@ -23,7 +23,7 @@ from compressor.collapse.row_energy import RowEnergies, from_named, named
 from compressor.collapse.watch import LayerStatistics, Watch
 from compressor.distributed import Group
 from compressor.errors import DataError
-from compressor.forward import Batches, Forward
+from compressor.forward import Batch, Batches, Forward, batch_length
 from compressor.layers.candidates import Candidates
 from compressor.layers.kinds import LAYER_KINDS
 from compressor.progress import SILENT, Progress
@@ -199,12 +199,8 @@ def fisher_moments(
     watch = Watch(model, candidates, classes, forward.device, rest=rest, means_only=True)
     if any(layer.has_bias for layer in candidates.layers.values()):
         with torch.no_grad(), watch.attached():
-            seen = 0
-            for index, (inputs, labels) in enumerate(islice(batches, CENTRING_BATCHES)):
-                if seen >= CENTRING_SAMPLES:
-                    break
+            for index, (inputs, labels) in enumerate(centring_batches(batches)):
                 known = _checked_labels(labels, classes)
-                seen += len(known)
                 if not forward.group.takes(index):
                     continue
                 watch.begin(inputs, known)
@@ -212,6 +208,16 @@ def fisher_moments(
                 watch.end()
         watch.join_(forward.group)
     return centred_moments(model, watch, left_out=left_out)
+
+
+def centring_batches(batches: Batches) -> Iterator[Batch]:
+    """Yield the first batches, as many as rows are centred by."""
+    seen = 0
+    for inputs, labels in islice(batches, CENTRING_BATCHES):
+        if seen >= CENTRING_SAMPLES:
+            return
+        yield inputs, labels
+        seen += batch_length(inputs)
 
 
 def centred_moments(

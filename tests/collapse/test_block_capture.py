@@ -17,10 +17,10 @@ from tests import language
 FORWARD = TokenForward()
 
 
-def batches():
+def batches(sizes=(2, 1, 2)):
     draw = torch.Generator().manual_seed(0)
     made = []
-    for size in (2, 1, 2):
+    for size in sizes:
         ids = torch.randint(6, 23, (size, 10), generator=draw)
         labels = torch.full_like(ids, -100)
         labels[:, :-1] = ids[:, 1:]
@@ -28,8 +28,8 @@ def batches():
     return made
 
 
-def both(model, **asked):
-    given = batches()
+def both(model, given=None, **asked):
+    given = given or batches()
     candidates = find_candidates(model, given[0][0])
     whole = capture_tokens(model, given, candidates, forward=FORWARD, seed=3, **asked)
     chain = blocks_of(model, FORWARD, given[0][0])
@@ -60,6 +60,13 @@ def test_it_gathers_the_same(family, asked):
     assert isinstance(blocks.layers, SpilledLayers)
     assert list(blocks.layers) == list(candidates.layers)
     assert torch.equal(whole.labels, blocks.labels)
+    for name, found in whole.layers.items():
+        assert_alike(found, blocks.layers[name])
+
+
+def test_rows_are_centred_by_the_same_windows():
+    many = batches((40, 40, 40, 2))  # gpt2's layers have biases: their rows are centred
+    _, whole, blocks = both(language.build("gpt2"), many, gradients=True)
     for name, found in whole.layers.items():
         assert_alike(found, blocks.layers[name])
 
