@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -18,6 +19,21 @@ from compressor.collapse.spans import squared_lengths
 from compressor.errors import LayerError
 from compressor.layers.candidates import Candidate
 from compressor.layers.kinds import LAYER_KINDS, LayerKind
+
+
+@dataclass
+class _Call:
+    """One call of a layer, as the backward pass comes to know it.
+
+    Args:
+        rows: What it was called on, centred [B, P, n]; indices [B, P] of an embedding.
+        gradients: δ at its output, [B, P, m].
+        seen: What the weights make of the larger side's rows; None where that is not known.
+    """
+
+    rows: Tensor | None = None
+    gradients: Tensor | None = None
+    seen: Tensor | None = None
 
 
 class GradientWatch:
@@ -47,7 +63,7 @@ class GradientWatch:
         self._mask: Tensor | None = None
         self._followed: Counter[str] = Counter()
         self._copied: tuple[Tensor, int, Tensor] | None = None
-        self._met: dict[str, list[tuple[Tensor, ...]]] = {}
+        self._met: dict[str, list[_Call]] = {}
         self._tapped: dict[str, Tensor] = {}
 
     def attach(self) -> list[RemovableHandle]:
@@ -67,6 +83,7 @@ class GradientWatch:
         for name in list(self._met):  # not every call had a part in the logits
             self._add(name)
         self._followed.clear()
+        self._tapped.clear()
         self._copied = None
 
     def join_(self, sum_: Callable[[Tensor], None]) -> None:
@@ -129,23 +146,21 @@ class GradientWatch:
         looked_up = output.detach() if kind.lookup else None
         self._followed[layer.name] += 1
         note = self._noting(layer, kind, module, output)
-        place: list[int] = []  # of this call among those whose gradient is known
-        waits = self._has_tapped(layer.name, kind, module, place)
+        call = _Call()
+        waits = self._waits_for_pulled(layer.name, kind, module, call)
 
         def gradient_hook(gradient: Tensor) -> None:
             nonlocal held, made
             assert held is not None
             note(gradient)
-            met = self._met.setdefault(layer.name, [])
-            place.append(len(met))
             if looked_up is not None:
-                met.append(self._looked_up(kind, module, held, gradient, looked_up))
+                self._look_up(call, kind, module, indices=held, gradient=gradient, output=looked_up)
             else:
                 rows = kind.all_rows(module, held, samples)
                 keep = real_rows(rows, kind.reached(module), self._mask)
                 near = centred(rows, moments.centre, keep)
-                gradients = kind.all_output_rows(module, gradient, samples).to(near)
-                met.append((near, gradients))
+                call.rows = near
+                call.gradients = kind.all_output_rows(module, gradient, samples).to(near)
                 # What the model has written into its output in place is not W z any more.
                 if (
                     made is not None
@@ -153,9 +168,9 @@ class GradientWatch:
                     and isinstance(moments, FisherMoments)
                 ):
                     outputs = kind.all_output_rows(module, made, samples)
-                    outputs = centred(outputs, moments.output_at_centre, keep)
-                    met[-1] = (near, gradients, outputs)
+                    call.seen = centred(outputs, moments.output_at_centre, keep)
             held = made = None  # the model's next call may come before this one's graph goes
+            self._met.setdefault(layer.name, []).append(call)
             if not waits:
                 self._add_if_last(layer.name)
 
@@ -167,16 +182,11 @@ class GradientWatch:
         leaf.register_hook(gradient_hook)
         return cast(Tensor, leaf.clone())
 
-    def _has_tapped(
-        self, name: str, kind: LayerKind, module: nn.Module, place: Sequence[int]
-    ) -> bool:
-        """Return whether δ W will come after the gradient of a call, and note it then.
+    def _waits_for_pulled(self, name: str, kind: LayerKind, module: nn.Module, call: _Call) -> bool:
+        """Have δ W of a call noted, which comes after its δ, and the call be added up then.
 
-        Args:
-            name: Name of the layer.
-            kind: Its kind.
-            module: It.
-            place: Of the call among those met, known once its gradient is.
+        Returns:
+            Whether it will come.
         """
         tapped: Any = self._tapped.pop(name, None)
         if tapped is None:
@@ -184,12 +194,9 @@ class GradientWatch:
         samples = self._samples
 
         def hook(gradient: Tensor) -> None:
-            met = self._met.get(name)
-            if met is None:
-                return  # another call has come last, and all were added
-            seen = kind.all_rows(module, gradient, samples)
-            if seen.dtype == met[place[0]][1].dtype:
-                met[place[0]] = (*met[place[0]], seen)
+            pulled = kind.all_rows(module, gradient, samples)
+            if call.gradients is not None and pulled.dtype == call.gradients.dtype:
+                call.seen = pulled
             self._add_if_last(name)
 
         tapped.register_hook(hook)
@@ -230,7 +237,7 @@ class GradientWatch:
         return note
 
     def _add_if_last(self, name: str) -> None:
-        if len(self._met[name]) == self._followed[name]:
+        if len(self._met.get(name, ())) == self._followed[name]:
             self._add(name)
 
     def _add(self, name: str) -> None:
@@ -239,11 +246,12 @@ class GradientWatch:
         A sample's gradient in the weights is the sum over the calls, so that their rows are joined.
         """
         moments = self.fisher.get(name) or self.loss[name]
-        met = self._met.pop(name)
-        known = min(map(len, met))  # of some calls the outputs may be lost
+        calls = self._met.pop(name)
+        found = [(call.rows, call.gradients, call.seen) for call in calls]
         parts = [
-            torch.cat(calls, 1) if len(met) > 1 else calls[0]
-            for calls in zip(*(call[:known] for call in met), strict=True)
+            torch.cat(known, 1) if len(known) > 1 else known[0]
+            for part in zip(*found, strict=True)
+            if len(known := [tensor for tensor in part if tensor is not None]) == len(calls)
         ]
         if self._by_token and isinstance(moments, FisherMoments):
             parts = [part.flatten(0, 1)[:, None] for part in parts]
@@ -256,14 +264,21 @@ class GradientWatch:
         except ValueError as error:
             raise LayerError(name, str(error)) from error
 
-    def _looked_up(
-        self, kind: LayerKind, module: nn.Module, indices: Tensor, gradient: Tensor, output: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return indices [B, P], gradients [B, P, D] and looked up rows [B, P, D], padding at 0."""
+    def _look_up(
+        self,
+        call: _Call,
+        kind: LayerKind,
+        module: nn.Module,
+        *,
+        indices: Tensor,
+        gradient: Tensor,
+        output: Tensor,
+    ) -> None:
+        """Fill in a call on indices: what it has seen are the rows [B, P, D] that it looked up."""
         samples = self._samples
         rows = kind.all_output_rows(module, output, samples)
         gradients = kind.all_output_rows(module, gradient, samples).to(rows)
         keep = real_rows(rows, None, self._mask)
         if keep is not None:
             gradients = gradients * keep[..., None]
-        return indices.reshape(samples, -1), gradients, rows
+        call.rows, call.gradients, call.seen = indices.reshape(samples, -1), gradients, rows
