@@ -13,6 +13,7 @@ from compressor.collapse.moments import (
     _class_products,
     _class_sums,
 )
+from compressor.collapse.symmetric import PANEL
 
 from .naive import naive, problems, random_problem
 
@@ -229,6 +230,20 @@ def test_labels_out_of_range_are_refused(label):
     with pytest.raises(ValueError, match=f"label {label}"):
         moments.update(torch.zeros(1, 3), torch.tensor([label]))
     assert moments.total == 0
+
+
+def test_the_scatter_may_be_read_between_batches():
+    problem = random_problem(3, 120, PANEL + 40, 4)
+    whole, read = accumulated(problem), accumulated(problem, (40,))
+    early = ClassMoments(4, PANEL + 40)
+    for part in (slice(0, 40), slice(40, 120)):
+        early.update(problem.rows[part], problem.labels[part])
+        torch.testing.assert_close(early.within, early.within.T, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(early.within, whole.within, rtol=1e-6, atol=1e-6)
+    assert torch.equal(early.within, read.within)
+    both = early.merge(whole)
+    torch.testing.assert_close(both.within, both.within.T, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(both.within, 2 * whole.within, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
