@@ -12,7 +12,7 @@ from torch import nn
 from compressor.calibration import count
 from compressor.collapse.block_capture import capture_blocks
 from compressor.collapse.capture import Statistics, capture, frozen
-from compressor.collapse.chain import Chain, find_chain, uncached
+from compressor.collapse.chain import Chain, find_chain
 from compressor.collapse.clusters import cluster_labels
 from compressor.collapse.token_capture import capture_tokens
 from compressor.errors import DataError, ModelError
@@ -20,7 +20,7 @@ from compressor.forward import Batches, Forward, Inputs
 from compressor.layers.candidates import Candidates, ConvForm
 from compressor.layers.search import find_candidates
 from compressor.progress import Progress
-from compressor.tokens import TokenForward
+from compressor.tokens import TokenForward, uncached
 
 
 def candidates_of(

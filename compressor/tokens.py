@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,11 @@ class TokenForward(Forward):
         """
         moved = to_device(inputs, self.device)
         found = backbone(model)
-        hidden = _logits(call(model, moved)) if found is None else _run_up_to(model, found, moved)
+        # Without a cache transformers looks at positions, which shapes alone do not have.
+        with nullcontext() if self.device.type == "meta" else uncached(model):
+            hidden = (
+                _logits(call(model, moved)) if found is None else _run_up_to(model, found, moved)
+            )
         if hidden.ndim != 3:
             raise DataError(
                 "Labels [batch, tokens] ask for predictions at every token, but the model gives a "
@@ -98,6 +103,27 @@ class Head:
         size = max(1, CHUNK_BYTES // (4 * width))
         for start in range(0, len(rows), size):
             yield slice(start, start + size)
+
+
+@contextmanager
+def uncached(model: nn.Module) -> Iterator[None]:
+    """Have the model keep no keys and values of the tokens it has seen.
+
+    Nothing is generated, and of many windows at once they are more than all else that is alive;
+    blocks that are run alone would add theirs twice.
+    """
+    configs: dict[int, Any] = {}
+    for module in model.modules():  # a decoder may have a config of its own
+        config = getattr(module, "config", None)
+        if getattr(config, "use_cache", False):
+            configs[id(config)] = config
+    for config in configs.values():
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        for config in configs.values():
+            config.use_cache = True
 
 
 def predicts_tokens(batches: Batches) -> bool:

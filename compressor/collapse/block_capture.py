@@ -26,7 +26,7 @@ from compressor.collapse.capture import (
     kept_energies,
     loss_moments,
 )
-from compressor.collapse.chain import Chain, uncached
+from compressor.collapse.chain import Chain
 from compressor.collapse.journal import Journal
 from compressor.collapse.residency import IN_MEMORY, Residency
 from compressor.collapse.row_energy import RowEnergies
@@ -36,7 +36,7 @@ from compressor.collapse.watch import Watch
 from compressor.forward import Batches, Inputs
 from compressor.layers.candidates import Candidates
 from compressor.progress import SILENT, Progress
-from compressor.tokens import TokenForward
+from compressor.tokens import TokenForward, uncached
 
 Step = Callable[[Inputs, Tensor], Tensor]
 """Runs a part of the model on a batch's inputs and the hidden state before that part."""

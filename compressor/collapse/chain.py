@@ -134,20 +134,6 @@ def find_shapes(model: nn.Module, call: Call) -> Chain:
     return _found(model, call)[0]
 
 
-@contextmanager
-def uncached(model: nn.Module) -> Iterator[None]:
-    """Have the model keep no keys and values: blocks run alone would add theirs twice."""
-    config: Any = getattr(model, "config", None)
-    if not getattr(config, "use_cache", False):
-        yield
-        return
-    config.use_cache = False
-    try:
-        yield
-    finally:
-        config.use_cache = True
-
-
 class _ReachedError(Exception):
     """What was wanted of this forward is known."""
 

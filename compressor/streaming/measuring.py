@@ -9,7 +9,6 @@ from compressor.cache import Cache
 from compressor.calibration import probe_inputs
 from compressor.collapse.block_capture import capture_blocks
 from compressor.collapse.capture import frozen
-from compressor.collapse.chain import uncached
 from compressor.collapse.residency import check_chain
 from compressor.data import LabelledData, load_data
 from compressor.errors import UsageError
@@ -22,7 +21,7 @@ from compressor.streaming.checkpoint import Checkpoint
 from compressor.streaming.judging import Judge
 from compressor.streaming.measurement import StreamedMeasurement
 from compressor.streaming.runnable import Runnable, runnable
-from compressor.tokens import TokenForward
+from compressor.tokens import TokenForward, uncached
 
 _JOURNAL = "journal.json"
 

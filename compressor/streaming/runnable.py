@@ -14,7 +14,7 @@ from torch import nn
 
 from compressor.calibration import PROBE_SAMPLES, PROBE_TOKENS
 from compressor.collapse.capture import frozen
-from compressor.collapse.chain import Chain, find_shapes, uncached
+from compressor.collapse.chain import Chain, find_shapes
 from compressor.collapse.spill import HiddenStates
 from compressor.errors import ModelError
 from compressor.forward import Batches, Inputs, call
@@ -23,7 +23,7 @@ from compressor.models import LoadedModel
 from compressor.models.transformers_buffers import fill_buffers
 from compressor.progress import Progress
 from compressor.streaming.residency import Read, Reading
-from compressor.tokens import TokenForward
+from compressor.tokens import TokenForward, uncached
 
 
 @dataclass(frozen=True)

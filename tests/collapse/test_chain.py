@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from compressor.collapse.chain import find_chain, uncached
+from compressor.collapse.chain import find_chain
 from compressor.errors import ModelError
-from tests import language
 
 
 class Net(nn.Module):
@@ -104,10 +103,3 @@ def test_frozen_weights_stay_frozen():
     with pytest.raises(ModelError, match="more than the hidden state"):
         find_chain(net, lambda: net(INPUTS))
     assert not any(parameter.requires_grad for parameter in net.parameters())
-
-
-def test_keys_and_values_are_not_kept_meanwhile():
-    model = language.build("llama")
-    with uncached(model):
-        assert not model.config.use_cache
-    assert model.config.use_cache
