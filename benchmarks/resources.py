@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from compressor.heap import give_back_freed
 
 MIB = 2**20
 _RESET_PEAK = "5"
@@ -51,28 +50,18 @@ def metered() -> Iterator[Cost]:
 
 def resident() -> int | None:
     """Return the resident bytes of this process, freed memory given back; None off Linux."""
-    _give_back()
+    give_back_freed()
     return _status("VmRSS")
 
 
 def _restarted_peak() -> int | None:
     """Set the peak back, and return the resident bytes it starts from; None off Linux."""
-    _give_back()
+    give_back_freed()
     try:
         Path("/proc/self/clear_refs").write_text(_RESET_PEAK, encoding="ascii")
     except OSError:
         return None
     return _status("VmRSS")
-
-
-def _give_back() -> None:
-    """Return freed memory to the system: a block that used it again would seem to need none."""
-    gc.collect()
-    if sys.platform != "linux":
-        return
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
-    if trim is not None:
-        trim(0)
 
 
 def _status(field: str) -> int | None:

@@ -171,6 +171,7 @@ def measure(
             cache=own,
             given=given,
             conv_form=conv_form,
+            blockwise=blockwise,
         )
 
     # Processes that share a pass cannot begin it again one by one.

@@ -13,6 +13,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = (
     (
         "errors",
+        "heap",
         "registry",
         "progress",
         "settings",

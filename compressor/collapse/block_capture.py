@@ -34,6 +34,7 @@ from compressor.collapse.spill import HiddenStates, SpillDirectory, SpilledLayer
 from compressor.collapse.token_capture import FrequentTokens, WatchedHead, by_head
 from compressor.collapse.watch import Watch
 from compressor.forward import Batches, Inputs
+from compressor.heap import give_back_freed
 from compressor.layers.candidates import Candidates
 from compressor.progress import SILENT, Progress
 from compressor.tokens import TokenForward, uncached
@@ -158,6 +159,7 @@ class _Run:
             self._journal.note(name, self._state())
             for used in spent:
                 self._files.pop(used).drop()
+            give_back_freed()
         for file in self._files.values():
             file.drop()
 

@@ -18,6 +18,7 @@ from compressor.collapse.row_energy import BatchEnergies
 from compressor.collapse.watch import LayerStatistics
 from compressor.evaluation.loop import Evaluation, evaluate, score
 from compressor.forward import Batches, Forward, batch_length, largest_batch, token_mask
+from compressor.heap import give_back_freed
 from compressor.layers.candidates import Candidates, ConvForm
 from compressor.methods.attribution import attributed_divergence
 from compressor.methods.factorize import Decompositions, factorized
@@ -25,7 +26,7 @@ from compressor.methods.judging import Begun, Bounded, begun, judged_within
 from compressor.methods.metrics import Needs, output_metric
 from compressor.methods.norms import NormInputs, corrected_norms, has_batch_norms, norm_inputs
 from compressor.methods.recipe import Recipe
-from compressor.methods.refit import can_refit, refitted
+from compressor.methods.refit import BLOCKWISE_ACTIVATIONS, can_refit, refitted
 from compressor.progress import SILENT, Progress
 from compressor.tokens import TokenForward
 
@@ -65,6 +66,7 @@ class Measurement:
             pass. None keeps it in memory alone.
         given: The dense model as the caller has it; None where it is ``model``.
         conv_form: Form of convolutions that was asked for; None leaves it to the method.
+        blockwise: Whether memory goes before speed: it was measured block by block.
     """
 
     model: nn.Module = field(repr=False)
@@ -78,6 +80,7 @@ class Measurement:
     cache: Cache | None = field(default=None, repr=False, compare=False)
     given: nn.Module | None = field(default=None, repr=False)
     conv_form: ConvForm | None = None
+    blockwise: bool = False
     _kept: dict[str, nn.Module] = field(default_factory=dict, repr=False, compare=False)
     _begun: dict[str, tuple[Recipe, Begun]] = field(default_factory=dict, repr=False, compare=False)
     _again: Callable[[int], Measurement] | None = field(
@@ -331,6 +334,8 @@ class Measurement:
     ) -> tuple[nn.Module, Recipe]:
         """Return a factorized model refitted; BatchNorm is corrected on the way unless refused."""
         norms = recipe.norm_correction is not False and has_batch_norms(self.model)
+        if self.blockwise:
+            give_back_freed()
         fitted = refitted(
             self.model,
             plain,
@@ -341,6 +346,7 @@ class Measurement:
             metrics=lambda name: output_metric(self.layers[name]),
             ridge=ridge,
             norms=norms,
+            activations=BLOCKWISE_ACTIVATIONS if self.blockwise else None,
             progress=progress,
         )
         return fitted, recipe.model_copy(update={"norm_correction": norms})
@@ -382,6 +388,8 @@ class Measurement:
         }
         if self.candidates.folded:
             found["forms"] = sorted(self.candidates.folded.items())
+        if self.blockwise and recipe.refit is not None:  # it goes in other groups then
+            found["blockwise"] = True
         return found
 
     def _key(self, ranks: dict[str, int], recipe: Recipe) -> str:

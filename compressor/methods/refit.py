@@ -86,6 +86,10 @@ WINDOW_ACTIVATIONS = 1 << 28
 was made by layers that had not seen the groups after it. SmolLM2-135M at 80 % of its layers'
 parameters: KL .237 with 9 << 24, and .235 with 1 << 28 by an earlier version of the code."""
 
+BLOCKWISE_ACTIVATIONS = 1 << 26
+"""The same where a model is measured block by block, for memory's sake: about 8 windows of 512
+tokens of SmolLM2-135M, each of which takes some 22 MiB while layers wait for each other."""
+
 MOMENTS = 1 << 30
 """Bytes that the moments of all layers' inputs may take together, on disk where batches come in
 several groups. The first factors of the layers that would take the most stay as they are where

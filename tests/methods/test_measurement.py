@@ -9,7 +9,10 @@ from compressor.evaluation.loop import evaluate, kl_divergence
 from compressor.forward import default_device
 from compressor.methods.measurement import Measurement, hold_out
 from compressor.methods.recipe import Recipe
+from compressor.methods.refit import BLOCKWISE_ACTIVATIONS, refitted
 from compressor.stages import measure
+from tests import language
+from tests.collapse.test_token_capture import batches as windows
 from tests.contract.small_models import build
 from tests.methods.measured import measured, trained
 
@@ -75,3 +78,20 @@ def test_norms_are_corrected_where_nothing_can_judge():
 def test_default_device():
     assert default_device(torch.nn.ReLU()) == torch.device("cpu")
     assert default_device(torch.nn.Linear(2, 2, device="meta")).type == "meta"
+
+
+@pytest.mark.parametrize("blockwise", [False, True])
+def test_block_by_block_a_refit_has_little_room(blockwise, monkeypatch):
+    model, given = language.build("llama"), windows()
+    found = measure(model, given, selection=given[:1], blockwise=blockwise)
+    rooms = []
+
+    def noted(*args, activations, **asked):
+        rooms.append(activations)
+        return refitted(*args, activations=activations, **asked)
+
+    monkeypatch.setattr("compressor.methods.measurement.refitted", noted)
+    recipe = Recipe(metric="shrunk_fisher", refit=0.2)
+    ranks = dict.fromkeys(found.candidates.layers, 3)
+    found.factorized(ranks, recipe)
+    assert rooms == [BLOCKWISE_ACTIVATIONS if blockwise else None]
