@@ -213,7 +213,11 @@ class Measurement:
         made = self._kept.pop(self._key(ranks, recipe), None)
         if made is not None:
             return made, recipe
-        plain = factorized(self.model, self.candidates.layers, ranks, recipe, self.decompositions)
+        plain = self._before_refit(ranks, recipe)
+        if plain is None:
+            plain = factorized(
+                self.model, self.candidates.layers, ranks, recipe, self.decompositions
+            )
         if recipe.refit is not None:
             return self._refitted(plain, recipe, recipe.refit, progress)
         if recipe.norm_correction is False or not has_batch_norms(self.model):
@@ -328,6 +332,12 @@ class Measurement:
 
         found = self._recalled("shares", ranks, recipe, make)
         return TypeAdapter(dict[str, float]).validate_python(found)
+
+    def _before_refit(self, ranks: dict[str, int], recipe: Recipe) -> nn.Module | None:
+        """Return the model that a refit begins with, where it is the one that is kept."""
+        if recipe.refit is None or recipe.norm_correction is not False:
+            return None
+        return self._kept.get(self._key(ranks, recipe.model_copy(update={"refit": None})))
 
     def _refitted(
         self, plain: nn.Module, recipe: Recipe, ridge: float, progress: Progress

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -95,3 +97,17 @@ def test_block_by_block_a_refit_has_little_room(blockwise, monkeypatch):
     ranks = dict.fromkeys(found.candidates.layers, 3)
     found.factorized(ranks, recipe)
     assert rooms == [BLOCKWISE_ACTIVATIONS if blockwise else None]
+
+
+def test_a_refit_begins_with_the_model_that_is_kept(monkeypatch):
+    found, ranks = dataclasses.replace(measured(), _kept={}), {"a": 3, "b": 3}
+    plain, settled = found.factorized(ranks, Recipe())
+    refit = settled.model_copy(update={"refit": 0.2})
+    expected = found.factorized(ranks, refit)[0].state_dict()
+    found.keep(ranks, settled, plain)
+    before = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
+    monkeypatch.setattr("compressor.methods.measurement.factorized", None)
+    fitted = found.factorized(ranks, refit)[0].state_dict()
+    assert all(torch.equal(fitted[name], tensor) for name, tensor in expected.items())
+    assert found.factorized(ranks, settled)[0] is plain
+    assert all(torch.equal(plain.state_dict()[name], tensor) for name, tensor in before.items())
