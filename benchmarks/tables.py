@@ -225,6 +225,14 @@ def _unguided(summary: Summary, by_name: dict[tuple[str, str, str], Summary]) ->
     return _figure(other.kl)
 
 
+def _of_seeds(found: Sequence[Summary]) -> str:
+    """Say which seeds finished, and which methods have fewer."""
+    seeds = {seed for summary in found for seed in summary.seeds}
+    fewer = dict.fromkeys(s.method for s in found if s.seeds and set(s.seeds) != seeds)
+    told = f"Seed{'s' * (len(seeds) > 1)} {', '.join(map(str, sorted(seeds)))}"
+    return f"{told}; of {', '.join(fewer)} not all." if fewer else f"{told}."
+
+
 def _workload(found: Sequence[Summary], rows: Sequence[Row]) -> list[str]:
     first = next((s for s in found if "dense_accuracy" in s.values), None)
     samples = next((r.test_samples for r in rows if r.cell.workload == found[0].workload), 0)
@@ -232,7 +240,7 @@ def _workload(found: Sequence[Summary], rows: Sequence[Row]) -> list[str]:
     if first is not None:
         parts.append(
             f"Dense accuracy {100 * first.values['dense_accuracy']:.2f} % on {samples} test "
-            "samples."
+            f"samples. {_of_seeds(found)}"
         )
     tokens = next((s for s in found if "dense_perplexity" in s.values), None)
     if tokens is not None:
