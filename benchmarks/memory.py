@@ -4,7 +4,7 @@
 
 Each way runs in a process of its own. What counts is anonymous memory (RssAnon), sampled while the
 stages run, above what it was when the model and the data were loaded: pages of files that the
-system may drop at any time are no need. The number of windows has no part in it, the length has.
+system may drop at any time are no need. The length of windows has a part in it, and their number.
 """
 
 from __future__ import annotations
