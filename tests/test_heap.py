@@ -12,7 +12,7 @@ def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the system does not tell")
+@pytest.mark.skipif(sys.platform != "linux", reason="resident pages are read from /proc")
 def test_what_lies_between_small_objects_is_given_back():
     pieces, small = [], []
     for _ in range(2000):  # too small to be mapped by themselves

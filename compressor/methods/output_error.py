@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from compressor.collapse.real_rows import real_rows
 from compressor.collapse.token_capture import by_head
 from compressor.collapse.watch import LayerStatistics
 from compressor.errors import LayerError
 from compressor.forward import Inputs, batch_length, token_mask
 from compressor.layers.candidates import Candidate
-from compressor.layers.kinds import LAYER_KINDS, LayerKind
+from compressor.layers.kinds import LAYER_KINDS
 from compressor.layers.lowrank import LowRank, lowrank_layers
 from compressor.methods.decompose import weighted_error
 from compressor.methods.factorize import corrected_bias
@@ -227,7 +228,7 @@ def _hook(
         expected = kind.output_rows(module, output.detach(), samples).float()
         actual = kind.output_rows(module, lowrank(inputs), samples).float()
         made, wanted = factors(rows), planned()(rows).to(expected)
-        keep = _kept(kind, module, rows, token_mask(batch[0]))
+        keep = real_rows(rows, kind.reached(module), token_mask(batch[0]))
         if keep is not None:
             expected, actual, made, wanted = (
                 part[keep] for part in (expected, actual, made, wanted)
@@ -247,19 +248,6 @@ def _hook(
         error.rows += expected[..., 0].numel()
 
     return hook
-
-
-def _kept(kind: LayerKind, module: nn.Module, rows: Tensor, mask: Tensor | None) -> Tensor | None:
-    """Return which rows [samples, P] count: no padding, and the tokens that reached the layer."""
-    keep = None
-    if mask is not None and mask.shape == rows.shape[:2]:
-        keep = mask.to(rows.device) != 0
-    places = kind.reached(module)
-    if places is None:
-        return keep
-    reached = torch.zeros(rows.shape[:2], dtype=torch.bool, device=rows.device)
-    reached.view(-1)[places] = True
-    return reached if keep is None else reached & keep
 
 
 def _energy(rows: Tensor) -> float:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from compressor.forward import Inputs
+from compressor.forward import Inputs, joined
 
 Meet = Callable[[Tensor, Tensor, Tensor], None]
 """What is called with both halves of a module's input and the dense output of the first."""
@@ -50,8 +50,4 @@ class Twin(nn.Module):
 
 def doubled(inputs: Inputs) -> Inputs:
     """Return a batch that holds every sample twice, once in each half."""
-    if isinstance(inputs, Tensor):
-        return torch.cat([inputs, inputs])
-    if isinstance(inputs, Mapping):
-        return {key: torch.cat([value, value]) for key, value in inputs.items()}
-    return tuple(torch.cat([value, value]) for value in inputs)
+    return joined([(inputs, None)] * 2)[0]
