@@ -65,7 +65,7 @@ class Group:
             parts: For each batch its rows [B, D] where this process has them, else their number B.
         """
         known = [part for part in parts if isinstance(part, Tensor)]
-        if len(known) == len(parts):
+        if self.size == 1:
             return torch.cat(known)
         width = self.largest(known[0].shape[1] if known else 0)
         like = known[0] if known else torch.empty(0)

@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import distributed
 
 from compressor.collapse.moments import ClassMoments
 from compressor.distributed import ALONE, Group, shares, started
@@ -159,8 +161,6 @@ def test_moments_join_as_they_merge(seed, classes, sizes):
 
 def joined_together(parts):
     """Have every part call `join_` in a thread of its own, with a sum over all of them."""
-    import threading
-
     barrier = threading.Barrier(len(parts))
     given_tensors = [None] * len(parts)
 
@@ -179,6 +179,33 @@ def joined_together(parts):
         thread.start()
     for thread in threads:
         thread.join()
+
+
+@pytest.mark.parametrize("sizes", [[3], [3, 2], [1, 2, 3]])
+def test_every_process_gets_the_rows_of_all_batches(monkeypatch, sizes):
+    # Of a single batch the first process knows every row, and the other none.
+    batches = [torch.randn(size, 4) for size in sizes]
+    barrier, given_tensors, found = threading.Barrier(2, timeout=30), {}, {}
+
+    def all_reduce(tensor, op=distributed.ReduceOp.SUM):
+        given_tensors[threading.current_thread()] = tensor.clone()
+        barrier.wait()
+        parts = torch.stack(list(given_tensors.values()))
+        barrier.wait()
+        tensor.copy_(parts.sum(0) if op == distributed.ReduceOp.SUM else parts.max(0).values)
+
+    def run(group):
+        own = [batch if group.takes(i) else len(batch) for i, batch in enumerate(batches)]
+        found[group.rank] = group.rows(own)
+
+    monkeypatch.setattr(distributed, "all_reduce", all_reduce)
+    threads = [threading.Thread(target=run, args=(Group(rank, 2),)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for rank in range(2):
+        assert torch.equal(found[rank], torch.cat(batches))
 
 
 def test_work_is_dealt_evenly():
