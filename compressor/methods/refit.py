@@ -195,7 +195,7 @@ def refitted(
     first = next(given)
     remaining = chain([first], given)
     rows = [_rows(batch) for batch in energies]
-    per_row = _held_bytes(dense, names, first, forward=forward) / rows[0]
+    per_row = _held_bytes(dense, list(meetings), first, forward=forward) / rows[0]
     room = groups(rows, int(activations / max(per_row, 1)))
     for group in progress.track(room, description="refit", total=len(room)):
         together = list(islice(remaining, len(energies[group])))
@@ -248,7 +248,7 @@ def _rows(batch: BatchEnergies) -> int:
 
 
 def _held_bytes(model: nn.Module, names: Sequence[str], inputs: Inputs, *, forward: Forward) -> int:
-    """Return the bytes of the inputs and outputs of the widest layer, of both models together."""
+    """Return the bytes of inputs and outputs of the widest module, in both models together."""
     modules = dict(model.named_modules())
     held = [0]
 

@@ -345,6 +345,39 @@ def test_norms_are_corrected_on_the_refitted_prefix():
     assert not torch.equal(made.first.weight, plain.first.weight)
 
 
+class Pooled(nn.Module):
+    """A BatchNorm over many pixels, and a layer after they are averaged."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 24, 3), nn.BatchNorm2d(24)
+        self.middle, self.head = nn.Linear(24, 24), nn.Linear(24, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.first(x))).mean((2, 3))
+        return self.head(torch.relu(self.middle(x)))
+
+
+@pytest.mark.parametrize(("norms", "groups"), [(False, 1), (True, 4)])
+def test_batches_that_wait_at_a_norm_count_for_what_they_hold_there(norms, groups):
+    torch.manual_seed(0)
+    model = Pooled().eval()
+    given = [(torch.randn(12, 3, 8, 8), torch.arange(12) % 4) for _ in range(4)]
+    found = measure(model, given, heads=("head",))
+    small, _ = found.factorized({"middle": 4}, Recipe(metric="fisher"))
+    seen = []
+
+    class Told(Silent):
+        def track(self, items, *, description, total):
+            seen.append(total)
+            yield from items
+
+    middle = 2 * 4 * 12 * (24 + 24)  # bytes of its inputs and outputs, of both models
+    layers = found.candidates.layers
+    refit(model, own(small), layers, given, norms=norms, activations=4 * middle, progress=Told())
+    assert seen == [groups]
+
+
 def test_what_is_not_finite_names_the_layer(models):
     dense, small, layers = models
     broken = own(small)
