@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from compressor.errors import DataError, ModelError
 from compressor.evaluation.metrics.metric import Predictions, condensed
 from compressor.forward import Inputs
+from compressor.heap import trim
 from compressor.progress import SILENT, Progress
 from compressor.tokens import Head, TokenForward
 
@@ -85,6 +86,7 @@ class TokenScores:
                 f"Found labels of shape {tuple(labels.shape)} for predictions at "
                 f"{tuple(hidden.shape[:2])} positions: expected one label a position."
             )
+        trim()  # or the few numbers kept of each batch hold its chunks' pages in the heap
         predicted = (labels >= 0).to(hidden.device)
         rows, true = hidden[predicted], labels.to(hidden.device)[predicted]
         others = None if dense is None else dense[1][predicted]
