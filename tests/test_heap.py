@@ -16,19 +16,20 @@ def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-def small_ones_between_freed():
-    """Return small objects that 120 MB lay between, too little each to be mapped by itself."""
+def pieces_between_small_ones():
+    """Return 120 MB in pieces too little to be mapped by themselves, and what lies between them."""
     pieces, small = [], []
     for _ in range(2000):
         pieces.append(bytearray(60_000))
         small.append(bytearray(600))
-    return small
+    return pieces, small
 
 
 @pytest.mark.parametrize("give_back", [give_back_freed, trim])
 def test_what_lies_between_small_objects_is_given_back(give_back):
-    small = small_ones_between_freed()
+    pieces, small = pieces_between_small_ones()
     before = resident()
+    pieces.clear()
     give_back()
     assert before - resident() > 60_000_000
     assert len(small) == 2000
