@@ -177,18 +177,19 @@ def parameters(module: nn.Module) -> int:
 
 def data_figures(data: LabelledData) -> DataFigures:
     """Return size and hash of every split."""
-
-    def figures(split: Split) -> SplitFigures:
-        return SplitFigures(samples=len(split), sha256=split.sha256)
-
     return DataFigures(
         reference=data.reference,
         classes=len(data.class_names),
-        calibration=figures(data.calibration),
-        selection=figures(data.selection),
-        test=figures(data.test),
+        calibration=split_figures(data.calibration),
+        selection=split_figures(data.selection),
+        test=split_figures(data.test),
         notes=data.notes,
     )
+
+
+def split_figures(split: Split) -> SplitFigures:
+    """Return size and hash of one split."""
+    return SplitFigures(samples=len(split), sha256=split.sha256)
 
 
 def left_dense(found: Measurement) -> tuple[DenseLayer, ...]:

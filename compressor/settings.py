@@ -124,7 +124,8 @@ class CompressSettings(BaseModel):
         method: How ranks are chosen.
         out: Directory to write.
         plan: A plan.json to replay instead of choosing ranks.
-        recover: Steps of distillation of the factors after truncation; 0 trains nothing.
+        recover: Steps of distillation of the factors after truncation, a batch of the training part
+            each; 0 trains nothing.
         overwrite: Replace ``out`` if it exists.
         resume: Keep results beside ``out`` until it is written, and go on from those that are
             there.

@@ -107,7 +107,9 @@ def test_memory_for_logits_does_not_grow_with_the_rows(monkeypatch):
 def test_windows_of_the_three_splits_are_disjoint_and_named_by_hash(corpus, tmp_path):
     loaded = load_model(ModelSettings(model=str(language.save("gpt2", tmp_path / "m"))))
     only = DataSettings(data=str(corpus / "train.txt"), **DATA)
-    data = load_data(only, loaded, seed=0)
+    data = load_data(only, loaded, seed=0, recovery_steps=3)
+    assert len(data.recovery) == 3
+    assert set(data.recovery.digests) <= set(data.calibration.digests)
     parts = [set(split.digests) for split in (data.calibration, data.selection, data.test)]
     hashes = {data.calibration.sha256, data.selection.sha256, data.test.sha256}
     assert len(hashes) == 3

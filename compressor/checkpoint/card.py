@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from compressor.checkpoint.instructions import Instructions, instructions
+from compressor.report.recovery import teachers
 from compressor.schema import Report
 from compressor.streaming.schema import StreamReport
 
@@ -171,8 +172,8 @@ def _recovery(report: Report) -> list[str]:
     if recovery is None:
         return []
     return [
-        f"After truncation the factors were trained for {recovery.steps} steps on the dense "
-        "model's predictions. Without that: accuracy "
+        f"After truncation the factors were trained for {recovery.steps} steps on "
+        f"{teachers(recovery)}. Without that: accuracy "
         f"{_percent(recovery.without.accuracy)}, KL {_number(recovery.without.kl_to_dense)}.",
         "",
     ]

@@ -251,7 +251,8 @@ Recover = Annotated[
         "Method",
         min=0,
         metavar="STEPS",
-        help="Train the factors on the dense model's predictions for so many steps; 0 for none.",
+        help="Train the factors for so many steps on the dense model's predictions, and on labels "
+        "where there are some; 0 for none.",
     ),
 ]
 Resume = Annotated[

@@ -39,12 +39,16 @@ class Padding:
 class TextSplit:
     """Tokenized texts in batches of like length, each padded to its longest text only.
 
+    Texts of like length are often of like class, which is no good to learn from: mixed texts stay
+    in the order in which they come.
+
     Args:
         encodings: For each text, input_ids [T] and whatever else the tokenizer gives per token.
         targets: Labels [N] (int64), in the order of the data, or None.
         padding: How batches are padded.
         sha256: Hash of texts and labels.
         batch_size: Texts a batch.
+        mixed: Keep the order of the texts.
     """
 
     encodings: Sequence[Mapping[str, NDArray[np.int64]]]
@@ -52,6 +56,7 @@ class TextSplit:
     padding: Padding
     sha256: str
     batch_size: int
+    mixed: bool = False
 
     def __len__(self) -> int:
         return len(self.encodings)
@@ -70,11 +75,12 @@ class TextSplit:
             yield self._padded([self.encodings[index] for index in batch]), targets
 
     def _order(self) -> list[list[int]]:
-        lengths = [len(encoding["input_ids"]) for encoding in self.encodings]
-        ordered = sorted(range(len(lengths)), key=lengths.__getitem__)  # stable
+        ordered = list(range(len(self)))
         starts = np.arange(0, len(ordered), self.batch_size)
-        mixed = np.random.default_rng(_ORDER_SEED).permutation(starts)
-        return [ordered[start : start + self.batch_size] for start in mixed]
+        if not self.mixed:
+            ordered.sort(key=lambda index: len(self.encodings[index]["input_ids"]))  # stable
+            starts = np.random.default_rng(_ORDER_SEED).permutation(starts)
+        return [ordered[start : start + self.batch_size] for start in starts]
 
     def _padded(self, encodings: list[Mapping[str, NDArray[np.int64]]]) -> dict[str, Tensor]:
         longest = max(len(encoding["input_ids"]) for encoding in encodings)

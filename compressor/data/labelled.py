@@ -1,4 +1,4 @@
-"""The three disjoint splits that a run works on, and what a data source gives to make them."""
+"""The splits that a run works on, and what a data source gives to make them."""
 
 from __future__ import annotations
 
@@ -52,6 +52,8 @@ class LabelledData:
         calibration: Samples that statistics come from.
         selection: Held-out samples that choices are made on.
         test: Samples that are looked at once, at the end.
+        recovery: Samples that training after the truncation learns from, in neither selection nor
+            test; empty where none is to be done.
         class_names: Name of each class that the labels count.
         classes: Index [C] of each class's logit in the model, or None where the labels are the
             logits' own indices and cover all of them.
@@ -63,6 +65,7 @@ class LabelledData:
     calibration: Split
     selection: Split
     test: Split
+    recovery: Split
     class_names: tuple[str, ...]
     classes: Tensor | None = None
     notes: tuple[str, ...] = ()

@@ -29,7 +29,7 @@ from compressor.paths import refusal, state
 from compressor.progress import SILENT, Progress
 from compressor.settings import DataSettings
 
-SPLITS = ("calibration", "selection", "test")
+SPLITS = ("calibration", "selection", "test", "recovery")
 
 CALIBRATION = 1024
 """Calibration samples where nobody says how many."""
@@ -41,6 +41,7 @@ def load_data(
     *,
     seed: int,
     splits: Collection[str] = SPLITS,
+    recovery_steps: int = 0,
     progress: Progress = SILENT,
 ) -> LabelledData:
     """Read, split and map labelled data to a model's classes, or texts to windows of tokens.
@@ -53,6 +54,7 @@ def load_data(
         model: The model whose tokenizer or transform, and whose classes, the data is for.
         seed: Seed of every draw.
         splits: Which splits are read; the others are drawn alike, and come empty.
+        recovery_steps: Read what so many batches can learn from, to recover accuracy.
         progress: Told what is being read.
 
     Raises:
@@ -61,7 +63,14 @@ def load_data(
             another modality than the model.
     """
     with _refusals_told(settings.data):
-        return _load(settings, model, seed=seed, splits=splits, progress=progress)
+        return _load(
+            settings,
+            model,
+            seed=seed,
+            splits=splits,
+            recovery_steps=recovery_steps,
+            progress=progress,
+        )
 
 
 def _load(
@@ -70,10 +79,18 @@ def _load(
     *,
     seed: int,
     splits: Collection[str],
+    recovery_steps: int,
     progress: Progress,
 ) -> LabelledData:
     if model.task != "classification":
-        return load_windows(settings, model, seed=seed, find=find_source, progress=progress)
+        return load_windows(
+            settings,
+            model,
+            seed=seed,
+            find=find_source,
+            recovery_steps=recovery_steps,
+            progress=progress,
+        )
     raw = find_source(settings.data).read(settings.data, settings)
     if settings.test_data is not None:
         raw = _with_test_data(raw, settings)
@@ -86,6 +103,7 @@ def _load(
         calibration=settings.calibration or CALIBRATION,
         selection=settings.selection,
         limit=settings.limit,
+        recovery=recovery_steps * reader.batch_size,
         seed=seed,
     )
     notes += [*(classes.notes if classes else ()), *draws.notes]
@@ -256,11 +274,11 @@ def _read_all(
         drawn = Drawn(name, draw, raw[draw.origin], classes.position if classes else {})
         read[name] = reader.read(drawn, progress=progress)
         notes += read[name].notes
-    seen = read["calibration"].digests | read["selection"].digests
+    seen = read["calibration"].digests | read["selection"].digests | read["recovery"].digests
     twice = len(seen & read["test"].digests)
     if twice:
         notes.append(
-            f"{twice} distinct test samples are also among the calibration or selection samples "
+            f"{twice} distinct test samples are also among the samples that are learnt from "
             f"(the data holds duplicates)."
         )
     for note in notes:
@@ -272,6 +290,7 @@ def _read_all(
         calibration=read["calibration"].split,
         selection=read["selection"].split,
         test=read["test"].split,
+        recovery=read["recovery"].split,
         class_names=classes.names if classes else names,
         classes=None if covered is None else torch.tensor(covered),
         notes=tuple(notes),

@@ -67,7 +67,7 @@ class ImageReader:
             )
         check_transform(model.transform)
         self._transform = model.transform
-        self._batch_size = batch_size or default_batch_size(model)
+        self.batch_size = batch_size or default_batch_size(model)
         self._strict = strict
         self._cache_left = cache_bytes
 
@@ -111,7 +111,7 @@ class ImageReader:
             targets=drawn.targets(indices),
             transform=self._transform,
             sha256=split_hash(digests, drawn.raw_labels(indices)),
-            batch_size=self._batch_size,
+            batch_size=self.batch_size,
             cache=None if cache is None else cache[: len(indices)],
         )
         return ReadSplit(split, frozenset(digests), notes)

@@ -24,7 +24,7 @@ class Drawn:
     """Samples that were drawn for one split.
 
     Args:
-        name: calibration, selection or test.
+        name: calibration, selection, test or recovery.
         draw: Which samples of which of the data's own splits.
         raw: That split.
         position: Class of each raw label; empty where labels play no part.
@@ -72,6 +72,11 @@ class ReadSplit:
 
 class Reader(Protocol):
     """Turns drawn samples of one modality into a split."""
+
+    @property
+    def batch_size(self) -> int:
+        """Return the largest number of samples in a batch."""
+        ...
 
     def read(self, drawn: Drawn, *, progress: Progress) -> ReadSplit:
         """Read the samples, skipping those that cannot be read.

@@ -14,7 +14,7 @@ Indices = NDArray[np.int64]
 
 # Each draw has its own stream of random numbers, so that, say, a limit on the test samples does
 # not change which samples calibrate.
-_CALIBRATION, _SELECTION, _TEST = range(3)
+_CALIBRATION, _SELECTION, _TEST, _RECOVERY = range(4)
 
 
 @dataclass(frozen=True)
@@ -23,20 +23,31 @@ class Draw:
 
     Args:
         origin: Name of the data's own split.
-        indices: Positions [N] in it, ascending.
+        indices: Positions [N] in it, ascending unless mixed.
+        mixed: Whether they come in a random order that batches are to keep.
     """
 
     origin: str
     indices: Indices
+    mixed: bool = False
 
 
 @dataclass(frozen=True)
 class Draws:
-    """The three disjoint draws of a run, and what to tell about them."""
+    """The draws of a run, and what to tell about them.
+
+    Args:
+        calibration: What statistics come from.
+        selection: What choices are made on; disjoint from all others.
+        test: What is looked at once, at the end; disjoint from all others.
+        recovery: What training after the truncation learns from.
+        notes: What a person should know.
+    """
 
     calibration: Draw
     selection: Draw
     test: Draw
+    recovery: Draw
     notes: tuple[str, ...] = ()
 
 
@@ -91,14 +102,16 @@ def draw_splits(
     calibration: int,
     selection: int | None = None,
     limit: int | None,
+    recovery: int = 0,
     seed: int,
 ) -> Draws:
-    """Choose the samples of the three splits.
+    """Choose the samples of each split.
 
     With a test split (or validation in its stead) and a train split: calibration comes from train,
     at most two thirds of it; selection, at most half as large as calibration, from validation if
     that is there besides test, else from the rest of train; test is all of test. With one split
-    alone: 40 % at most calibrate, 20 % at most select, all others test.
+    alone: 40 % at most calibrate, 20 % at most select, all others test. Recovery learns from all of
+    train but what selects, or with one split alone from what calibrates.
 
     Args:
         labels: For each of the data's own splits (train, validation, test, all) the class [N] of
@@ -106,6 +119,7 @@ def draw_splits(
         calibration: Largest number of calibration samples.
         selection: Largest number of selection samples in place of half the calibration's.
         limit: Largest number of test samples, or None for all.
+        recovery: Largest number of samples to recover on.
         seed: Seed of every draw.
 
     Raises:
@@ -117,13 +131,14 @@ def draw_splits(
     if not names:
         raise DataError("The data is empty: every split has 0 samples. Check the reference.")
     source, held_out = names[0], names[-1]
-    rng = [np.random.default_rng((seed, stream)) for stream in range(3)]
+    rng = [np.random.default_rng((seed, stream)) for stream in range(4)]
     pool = np.arange(sizes[source])
 
     single = len(names) == 1
     wanted = min(calibration, int(len(pool) * (0.4 if single else 2 / 3)))
     first = stratified_sample(classes[source], pool, wanted, rng[_CALIBRATION])
     rest = np.setdiff1d(pool, first)
+    lessons = first
     notes = []
     if single:
         wanted = min(selection or calibration // 2, len(pool) // 5)
@@ -142,6 +157,7 @@ def draw_splits(
                 classes[chosen_from], remaining, selection or len(first) // 2, rng[_SELECTION]
             ),
         )
+        lessons = pool if chosen_from != source else np.setdiff1d(pool, second.indices)
         rest = np.arange(sizes[held_out])
         if held_out == "validation":
             notes.append("The data has no labelled test split; its validation split is the test.")
@@ -149,7 +165,14 @@ def draw_splits(
         how = "seeded" if classes[held_out] is None else "stratified, seeded"
         notes.append(f"Test is a {how} draw of {limit} of {len(rest)} samples (limit).")
         rest = stratified_sample(classes[held_out], rest, limit, rng[_TEST], every_class=False)
-    draws = Draws(Draw(source, first), second, Draw(held_out, rest), tuple(notes))
+    lessons = stratified_sample(classes[source], lessons, recovery, rng[_RECOVERY])
+    draws = Draws(
+        calibration=Draw(source, first),
+        selection=second,
+        test=Draw(held_out, rest),
+        recovery=Draw(source, rng[_RECOVERY].permutation(lessons), mixed=True),
+        notes=tuple(notes),
+    )
     _refuse_empty(draws, sizes)
     return draws
 

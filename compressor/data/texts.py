@@ -44,8 +44,8 @@ class TextReader:
             )
         self._tokenizer: Any = model.tokenizer
         self._max_length = _max_length(self._tokenizer, model, max_length)
-        self._batch_size = batch_size or DEFAULT_BATCH_SIZE
-        self._padding = _padding(self._tokenizer, model, self._batch_size)
+        self.batch_size = batch_size or DEFAULT_BATCH_SIZE
+        self._padding = _padding(self._tokenizer, model, self.batch_size)
         self._strict = strict
 
     def read(self, drawn: Drawn, *, progress: Progress) -> ReadSplit:
@@ -77,7 +77,8 @@ class TextReader:
             targets=drawn.targets(indices),
             padding=self._padding,
             sha256=split_hash(digests, drawn.raw_labels(indices)),
-            batch_size=self._batch_size,
+            batch_size=self.batch_size,
+            mixed=drawn.draw.mixed,
         )
         return ReadSplit(split, frozenset(digests), notes)
 

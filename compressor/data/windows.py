@@ -121,15 +121,17 @@ def load_windows(
     *,
     seed: int,
     find: Callable[[str], DataSource],
+    recovery_steps: int = 0,
     progress: Progress = SILENT,
 ) -> LabelledData:
-    """Read texts and pack them into disjoint calibration, selection and test windows.
+    """Read texts and pack them into windows, and draw each split from them.
 
     Args:
         settings: Which data, and how it is read and split.
         model: The model whose tokenizer the text is for.
         seed: Seed of every draw.
         find: Returns the data source of a reference.
+        recovery_steps: Read what so many batches can learn from, to recover accuracy.
         progress: Told what should be known of the data.
 
     Raises:
@@ -158,6 +160,7 @@ def load_windows(
         calibration=calibration,
         selection=settings.selection,
         limit=settings.limit,
+        recovery=recovery_steps * _batch_size(settings),
         seed=seed,
     )
     # Every window holds hundreds of predictions: few of them suffice to choose by.
@@ -171,6 +174,7 @@ def load_windows(
             ("calibration", draws.calibration),
             ("selection", draws.selection),
             ("test", draws.test),
+            ("recovery", draws.recovery),
         )
     }
     frequent = FrequentTokens(made["calibration"], most=FREQUENT)
@@ -192,6 +196,7 @@ def load_windows(
         calibration=made["calibration"],
         selection=made["selection"],
         test=made["test"],
+        recovery=made["recovery"],
         class_names=tuple(tokenizer.decode([int(token)]) for token in frequent.tokens),
         notes=tuple(notes),
         test_bytes=_bytes(made["test"], tokenizer),
@@ -235,6 +240,10 @@ def _corpus(settings: DataSettings, find: Callable[[str], DataSource]) -> dict[s
     }
 
 
+def _batch_size(settings: DataSettings) -> int:
+    return settings.batch_size or 1
+
+
 def _split(
     windows: Tokens, settings: DataSettings, model: LoadedModel, tokenizer: Any
 ) -> WindowSplit:
@@ -247,7 +256,7 @@ def _split(
     return WindowSplit(
         windows=windows,
         task=model.task,
-        batch_size=settings.batch_size or 1,
+        batch_size=_batch_size(settings),
         special=tuple(tokenizer.all_special_ids) if model.task == "masked" else (),
         mask=mask,
         start=start if isinstance(start, int) else 0,

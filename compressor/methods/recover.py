@@ -1,8 +1,8 @@
 """Recovering accuracy after truncation: the factors learn the dense model's predictions.
 
 Knowledge distillation (Hinton et al., arXiv 1503.02531) of nothing but the factors and the biases
-of factorized layers. It needs no labels. This is training, if little of it, so it is never part of
-the training-free figures.
+of factorized layers. It needs no labels; where there are some, they teach too. This is training, if
+little of it, so it is never part of the training-free figures.
 """
 
 from __future__ import annotations
@@ -32,13 +32,15 @@ class RecoverySettings:
         learning_rate: Largest rate of AdamW; it rises over the warm-up and falls as a cosine to 0.
         warmup: Share of the steps over which the rate rises.
         temperature: Both predictions are softened by it.
+        label_weight: Weight of the cross entropy with the labels, where samples have classes.
         clip: Largest norm of the gradient.
         checks: How often the model is judged on held-out batches on the way.
     """
 
-    learning_rate: float = 1e-4
+    learning_rate: float = 2e-4
     warmup: float = 0.05
     temperature: float = 2.0
+    label_weight: float = 4.0
     clip: float = 1.0
     checks: int = 8
 
@@ -53,12 +55,14 @@ class Recovery:
     Args:
         steps: Steps taken.
         best_step: Step whose factors were kept; 0 keeps those from before.
+        labels: Whether labels taught beside the dense model.
         kl_before: Mean KL to the dense model before, in nats; None without held-out batches.
         kl_after: The same with the factors that were kept.
     """
 
     steps: int
     best_step: int
+    labels: bool
     kl_before: float | None
     kl_after: float | None
 
@@ -77,15 +81,17 @@ def recover(
     """Return a copy of ``model`` whose factors were trained to predict as ``dense`` does.
 
     Everything else is frozen, and both models stay in eval mode: no dropout, and BatchNorm keeps
-    its statistics. The loss is T² KL(dense ‖ model) of predictions softened by the temperature T
-    (arXiv 1503.02531, section 2). The factors that come nearest to the dense model on the held-out
-    batches are kept, among them those from before; without such batches, the last ones.
+    its statistics. The loss is T² KL(dense ‖ model) of predictions softened by the temperature T,
+    and, of samples with a class, some of the cross entropy with it (arXiv 1503.02531, section 2).
+    The factors of the least KL, plus as much of the cross entropy, on the held-out batches are
+    kept, among them those from before; without such batches, the last ones.
 
     Args:
         model: A factorized model; it is left as it is, and the copy shares what is not trained.
         dense: The model that it was made from.
-        batches: Batches (inputs, labels), run through in their order again and again; the labels
-            are not looked at. Mixed batches serve best: not one class after another.
+        batches: Batches (inputs, labels), run through in their order again and again. Labels are
+            classes [B], or None; those of tokens are not looked at. Mixed batches serve best: not
+            one class after another.
         steps: Number of steps, one batch each.
         settings: How to train.
         selection: Held-out batches, of which none is in ``batches``.
@@ -93,7 +99,7 @@ def recover(
         progress: Told of each step.
 
     Raises:
-        DataError: If there is no batch.
+        DataError: If there is no batch, or only some batches carry labels.
         ModelError: If the loss is not finite.
         UsageError: If the number of steps is below 1, or ``model`` has no factorized layer.
     """
@@ -104,7 +110,9 @@ def recover(
     if not trained:
         raise UsageError("The model has no factorized layer, so there is nothing to recover.")
     forward = forward or Forward(device=trained[0].device)
-    judge = _judge(dense, selection, forward)
+    labelled = _have_classes(batches)
+    weight = settings.label_weight if labelled else 0.0
+    judge = _judge(dense, selection, forward, weight)
 
     model.eval()
     own = {id(parameter) for parameter in trained}
@@ -116,12 +124,14 @@ def recover(
     checks = {round(steps * (i + 1) / settings.checks) for i in range(settings.checks)}
     try:
         lessons = islice(_lessons(dense, batches, forward), steps)
-        taken = _steps(model, trained, lessons, settings=settings, steps=steps, forward=forward)
+        taken = _steps(
+            model, trained, lessons, settings=settings, weight=weight, steps=steps, forward=forward
+        )
         for step in progress.track(taken, description="recover", total=steps):
             if step not in checks:
                 continue
             found = judge(model)
-            if found is None or best is None or found < best:
+            if found is None or best is None or found.loss < best.loss:
                 best_step, best = step, found
                 kept = [p.detach().clone() for p in trained]
     finally:
@@ -131,23 +141,35 @@ def recover(
             for parameter, value in zip(trained, kept, strict=True):
                 parameter.copy_(value)
                 parameter.grad = None
-    return model, Recovery(steps, best_step, before, best)
+    return model, Recovery(
+        steps,
+        best_step,
+        labels=weight > 0,
+        kl_before=None if before is None else before.kl,
+        kl_after=None if best is None else best.kl,
+    )
 
 
 def _steps(
     model: nn.Module,
     trained: Sequence[nn.Parameter],
-    lessons: Iterable[tuple[Inputs, Tensor]],
+    lessons: Iterable[tuple[Inputs, Tensor, Tensor | None]],
     *,
     settings: RecoverySettings,
+    weight: float,
     steps: int,
     forward: Forward,
 ) -> Iterator[int]:
     """Take one step after another, and yield the number of those taken."""
     optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate(settings, steps))
-    for step, (inputs, target) in enumerate(lessons, start=1):
-        loss = _divergence(forward(model, inputs), target, settings.temperature)
+    for step, (inputs, target, labels) in enumerate(lessons, start=1):
+        logits = forward(model, inputs)
+        loss = _divergence(logits, target, settings.temperature)
+        if weight:
+            if labels is None:
+                raise DataError("Some batches to recover on have no labels; give all, or none.")
+            loss = loss + weight * functional.cross_entropy(logits.float(), labels.to(loss.device))
         if not torch.isfinite(loss):
             raise ModelError(
                 f"Recovery diverged: the loss is {loss.item()} at step {step} of {steps}. "
@@ -163,17 +185,13 @@ def _steps(
 
 def _lessons(
     dense: nn.Module, batches: Batches, forward: Forward
-) -> Iterator[tuple[Inputs, Tensor]]:
-    """Yield inputs and the dense model's logits on them, round after round without end."""
+) -> Iterator[tuple[Inputs, Tensor, Tensor | None]]:
+    """Yield inputs, the dense model's logits on them, and labels, round after round without end."""
     while True:
-        empty = True
-        for inputs, _ in batches:
-            empty = False
+        for inputs, labels in batches:
             with torch.no_grad():
                 target = forward(dense, inputs).float()
-            yield inputs, target
-        if empty:
-            raise DataError("There is nothing to recover on: no batch was given.")
+            yield inputs, target, labels
 
 
 def _divergence(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
@@ -213,13 +231,37 @@ def _own_factors(model: nn.Module) -> list[nn.Parameter]:
     return list(dict.fromkeys(found.values()))
 
 
+def _have_classes(batches: Batches) -> bool:
+    """Return whether the samples of the first batch have a class each, and not one a token."""
+    for _, labels in batches:
+        return labels is not None and labels.ndim == 1
+    raise DataError("There is nothing to recover on: no batch was given.")
+
+
+@dataclass(frozen=True)
+class _Judgement:
+    """How a model does on the held-out batches.
+
+    Args:
+        kl: Mean KL to the dense model, in nats.
+        loss: The same, plus the weighted cross entropy with the labels where they teach.
+    """
+
+    kl: float
+    loss: float
+
+
 def _judge(
-    dense: nn.Module, selection: Batches | None, forward: Forward
-) -> Callable[[nn.Module], float | None]:
-    """Return what tells a model's mean KL to the dense one on the held-out batches."""
+    dense: nn.Module, selection: Batches | None, forward: Forward, weight: float
+) -> Callable[[nn.Module], _Judgement | None]:
+    """Return what judges a model on the held-out batches."""
     if selection is None:
         return lambda model: None
     logits = evaluate(dense, selection, forward=forward).logits
-    return lambda model: (
-        evaluate(model, selection, forward=forward, dense_logits=logits).kl_to_dense
-    )
+
+    def judge(model: nn.Module) -> _Judgement:
+        found = evaluate(model, selection, forward=forward, dense_logits=logits)
+        assert found.kl_to_dense is not None
+        return _Judgement(found.kl_to_dense, found.kl_to_dense + weight * (found.loss or 0.0))
+
+    return judge

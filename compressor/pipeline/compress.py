@@ -10,8 +10,8 @@ from compressor.cache import Cache
 from compressor.checkpoint.save import refuse_existing, refuse_inputs
 from compressor.checkpoint.storage import round_to_storage_
 from compressor.distributed import current
-from compressor.figures import Loaded, quality_figures
-from compressor.forward import fitted, largest_batch
+from compressor.figures import Loaded, quality_figures, split_figures
+from compressor.forward import fitted
 from compressor.methods.measurement import Measurement
 from compressor.methods.plan import Plan, read_plan
 from compressor.methods.recover import Recovery, recover
@@ -83,7 +83,15 @@ def compress_model(
         )
     check_names(method)
     watch = watch or Stopwatch()
-    loaded = load_run(settings.model, settings.data, seed, watch, progress, method=method)
+    loaded = load_run(
+        settings.model,
+        settings.data,
+        seed,
+        watch,
+        progress,
+        recovery_steps=settings.recover,
+        method=method,
+    )
     subject = subject_run(loaded, method)
     if given is None:
         grant_run(subject, method)  # what cannot be met is refused before anything is measured
@@ -129,7 +137,11 @@ def _carry_out(
             compressed, done = _recover(loaded, found, compressed, settings.recover, progress)
         with watch.stage("evaluate"):
             after = evaluate_run(loaded, compressed.module, "evaluate recovered", progress, dense)
-        recovery = RecoveryFigures(**asdict(done), without=quality_figures(before, loaded.data))
+        recovery = RecoveryFigures(
+            **asdict(done),
+            data=split_figures(loaded.data.recovery),
+            without=quality_figures(before, loaded.data),
+        )
     with watch.stage("time"):
         progress.note("Timing both models.")
         speed = speed_figures(subject, compressed.module)
@@ -163,14 +175,14 @@ def _recover(
         return recover(
             compressed.module,
             loaded.model.module,
-            fitted(found.calibration, most),
+            fitted(loaded.data.recovery, most),
             steps,
             selection=found.selection,
             forward=loaded.forward,
             progress=progress,
         )
 
-    halvable = largest_batch(found.calibration) if loaded.forward.group.size == 1 else 1
+    halvable = loaded.data.recovery.batch_size if loaded.forward.group.size == 1 else 1
     module, done = loaded.forward.room.run(recovered, halvable, progress)
     round_to_storage_(module, loaded.model.storage_dtypes)
     return replace(compressed, module=module), done

@@ -40,6 +40,7 @@ def load_run(
     progress: Progress,
     *,
     splits: Collection[str] = SPLITS,
+    recovery_steps: int = 0,
     method: MethodSettings | None = None,
 ) -> Loaded:
     """Load a model and its data, enough of it to judge the budgets that a method is given."""
@@ -49,7 +50,14 @@ def load_run(
             progress.note(note)
         if method is not None:
             data = enough_to_judge(data, method, found.task)
-        labelled = load_data(data, found, seed=seed, splits=splits, progress=progress)
+        labelled = load_data(
+            data,
+            found,
+            seed=seed,
+            splits=splits,
+            recovery_steps=recovery_steps,
+            progress=progress,
+        )
     device = default_device(found.module)
     forward = Forward(classes=labelled.classes, device=device, group=current())
     if found.task != "classification":

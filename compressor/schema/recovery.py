@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from compressor.schema.data import SplitFigures
 from compressor.schema.quality import QualityFigures
 from compressor.schema.strict import Strict
 
@@ -12,6 +13,8 @@ class RecoveryFigures(Strict):
     Args:
         steps: Steps of training taken.
         best_step: Step whose factors were kept; 0 keeps those from before.
+        data: The samples that were learnt from.
+        labels: Whether their labels taught beside the dense model.
         kl_before: Mean KL to the dense model on the selection data before, in nats.
         kl_after: The same with the factors that were kept.
         without: How it fared on the test data before: the training-free result.
@@ -19,6 +22,8 @@ class RecoveryFigures(Strict):
 
     steps: int
     best_step: int
+    data: SplitFigures
+    labels: bool
     kl_before: float | None
     kl_after: float | None
     without: QualityFigures

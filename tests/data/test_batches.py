@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -50,6 +52,12 @@ def test_texts_of_like_length_share_a_batch():
     lengths = np.random.default_rng(0).permutation(np.repeat([2, 30], 16)).tolist()
     padded = sum(inputs["attention_mask"].numel() for inputs, _ in split(lengths, 8))
     assert padded == sum(lengths)
+
+
+def test_mixed_texts_stay_in_their_order():
+    texts = replace(split([9, 1, 5, 2, 8, 3], 4), mixed=True)
+    assert [labels.tolist() for _, labels in texts] == [[0, 1, 2, 3], [4, 5]]
+    assert texts.labels.tolist() == list(range(6))
 
 
 def test_the_first_batches_are_not_the_shortest_texts():

@@ -28,6 +28,21 @@ def test_a_table_becomes_three_splits_with_the_models_classes(write_table, text_
     assert data.notes == ()
 
 
+def test_recovery_learns_from_as_many_samples_as_its_steps_can_see(write_table, text_model):
+    write_table("data/train.csv", ROWS)
+    path = write_table("data/test.csv", [(f"film {text}", label) for text, label in ROWS]).parent
+    settings = DataSettings(data=str(path), calibration=20, batch_size=4)
+    none, some, all_of_them = (
+        load_data(settings, text_model(), seed=0, recovery_steps=steps) for steps in (0, 5, 100)
+    )
+    assert [len(data.recovery) for data in (none, some, all_of_them)] == [0, 20, 50]
+    assert some.calibration.sha256 == none.calibration.sha256
+    # Every batch holds texts of every length and class, as their order is drawn.
+    lengths = [inputs["attention_mask"].sum(1).max() for inputs, _ in all_of_them.recovery]
+    assert len(set(map(int, lengths))) < 3
+    assert sum(len(set(labels.tolist())) == 2 for _, labels in all_of_them.recovery) > 6
+
+
 def test_splits_that_are_not_asked_for_are_not_read(write_table, text_model, listener):
     path = write_table("data.csv", ROWS)
     whole = load(path, text_model())

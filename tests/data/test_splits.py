@@ -77,6 +77,35 @@ def test_splits_are_disjoint_and_within_bounds(train, validation, test, calibrat
     assert limit is None or len(draws.test.indices) <= limit
 
 
+@given(
+    LABELS,
+    st.one_of(st.none(), LABELS),
+    st.one_of(st.none(), LABELS),
+    st.integers(3, 100),
+    st.integers(0, 250),
+)
+def test_recovery_learns_from_all_that_nothing_is_judged_on(
+    train, validation, test, calibration, most
+):
+    splits = {"train": train, "validation": validation, "test": test}
+    splits = {name: labels for name, labels in splits.items() if labels is not None}
+    draws = draw_splits(splits, calibration=calibration, limit=None, recovery=most, seed=1)
+    plain = draw_splits(splits, calibration=calibration, limit=None, seed=1)
+    taken = {(draws.recovery.origin, index) for index in draws.recovery.indices.tolist()}
+    judged = {
+        (draw.origin, index)
+        for draw in (draws.selection, draws.test)
+        for index in draw.indices.tolist()
+    }
+    rest = {("train", index) for index in range(len(train))} - judged
+    assert taken <= rest
+    # Of a single split the samples that the limit left out of the test are none to learn from.
+    found = min(most, len(rest if len(splits) > 1 else draws.calibration.indices))
+    assert len(draws.recovery.indices) == len(taken) == found
+    for name in ("calibration", "selection", "test"):
+        assert (getattr(draws, name).indices == getattr(plain, name).indices).all()
+
+
 def test_train_and_test_calibrate_on_train_and_test_on_all_of_test():
     labels = np.array([0, 1] * 1000)
     draws = draw_splits({"train": labels, "test": labels}, calibration=100, limit=None, seed=0)

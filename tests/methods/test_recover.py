@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from compressor.errors import DataError, ModelError, UsageError
 from compressor.evaluation.loop import evaluate
+from compressor.forward import logits_of
 from compressor.methods.recover import RecoverySettings, _divergence, _rate, recover
 from compressor.stages import factorize, plan
 from tests.methods.measured import batches, measured, trained
@@ -54,11 +56,61 @@ def test_only_factors_of_the_copy_are_trained(small):
     assert all(p.requires_grad and p.grad is None for p in trained().parameters())
 
 
-def test_labels_are_not_looked_at(small):
+def test_labels_teach_where_there_are_some(small):
+    shifted = [(x, (y + 1) % 4) for x, y in batches()]
     unlabelled = [(x, None) for x, _ in batches()]
-    with_labels, _ = recover(small, trained(), batches(), 6)
+    weighty = replace(FAST, label_weight=20.0)
+    taught, done = recover(small, trained(), shifted, 40, settings=weighty)
+    alone, silent = recover(small, trained(), unlabelled, 40, settings=weighty)
+    assert (done.labels, silent.labels) == (True, False)
+    assert evaluate(taught, shifted).accuracy > evaluate(alone, shifted).accuracy + 0.3
+
+
+def test_labels_that_weigh_nothing_are_not_looked_at(small):
+    unlabelled = [(x, None) for x, _ in batches()]
+    weightless = RecoverySettings(label_weight=0.0)
+    with_labels, done = recover(small, trained(), batches(), 6, settings=weightless)
     without, _ = recover(small, trained(), unlabelled, 6)
+    assert not done.labels
     assert changed(state(with_labels), without) == set()
+
+
+def test_the_first_step_descends_on_both_parts_of_the_loss(small):
+    (x, y), *_ = batches()
+    settings = RecoverySettings(label_weight=0.7, warmup=0.0, clip=math.inf)
+    better, _ = recover(small, trained(), [(x, y)], 1, settings=settings)
+    factors = [p for n, p in small.named_parameters() if n in FACTORS]
+    p, q = (logits_of(m(x)).double() / settings.temperature for m in (trained(), small))
+    soft = (p.softmax(1) * (p.log_softmax(1) - q.log_softmax(1))).sum(1).mean()
+    hard = -logits_of(small(x)).double().log_softmax(1)[torch.arange(len(y)), y].mean()
+    loss = settings.temperature**2 * soft + settings.label_weight * hard
+    gradients = torch.autograd.grad(loss, factors)
+    # The first step of Adam is the sign of the gradient, scaled (arXiv 1412.6980, algorithm 1).
+    after = [p for n, p in better.named_parameters() if n in FACTORS]
+    for before, gradient, new in zip(factors, gradients, after, strict=True):
+        large = gradient.abs() > 1e-4
+        assert large.any()
+        torch.testing.assert_close(
+            (new - before)[large],
+            -settings.learning_rate * gradient[large].sign(),
+            rtol=0.02,
+            atol=0,
+        )
+
+
+def test_the_factors_best_by_predictions_and_labels_are_kept(small):
+    """Wrong labels on the held-out batches only: every step away from them is a loss."""
+    shifted = [(x, (y + 1) % 4) for x, y in batches()]
+    settings = replace(FAST, label_weight=20.0)
+    _, done = recover(small, trained(), shifted, 40, settings=settings, selection=shifted)
+    assert done.best_step > 0
+    assert done.kl_after > done.kl_before
+
+
+def test_labels_of_some_batches_alone_are_refused(small):
+    (x, y), *_ = batches()
+    with pytest.raises(DataError, match="no labels"):
+        recover(small, trained(), [(x, y), (x, None)], 2)
 
 
 def test_factors_that_grew_worse_are_not_kept(small):

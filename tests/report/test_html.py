@@ -21,6 +21,7 @@ from compressor.schema import (
     Report,
     Spectrum,
     SpeedFigures,
+    SplitFigures,
     Trial,
 )
 
@@ -116,7 +117,13 @@ def whole(**changes):
             "trials": TRIALS,
             "frontier": FRONTIER,
             "recovery": RecoveryFigures(
-                steps=200, best_step=150, kl_before=0.2, kl_after=0.1, without=plain.compressed
+                steps=200,
+                best_step=150,
+                data=SplitFigures(samples=4354, sha256="00"),
+                labels=True,
+                kl_before=0.2,
+                kl_after=0.1,
+                without=plain.compressed,
             ),
             "dense": plain.dense.model_copy(update={"per_class": classes(0.9, 0.8, None, 0.5)}),
             "compressed": plain.compressed.model_copy(
