@@ -231,3 +231,16 @@ def test_a_promise_of_tokens_through_the_command_line(corpus, tmp_path, capsys):
     assert lost["perplexity"]["value"] == pytest.approx(small / dense - 1)
     page = (tmp_path / "small" / "report.html").read_text()
     assert "Search for the smallest model" in page
+
+
+def test_recovery_learns_the_tokens_that_the_dense_model_predicts(corpus, tmp_path, capsys):
+    model = language.save("llama", tmp_path / "dense")
+    words = ["compress", str(model), "--data", str(corpus), "--max-length", "24", "--limit", "8"]
+    words += ["--calibration", "24", "--method", "svd", "--budget", "layers=40%", "--json"]
+    assert main([*words, "--recover", "60", "--out", str(tmp_path / "small")]) == 0
+    report = json.loads(capsys.readouterr().out)
+    done = report["recovery"]
+    assert not done["labels"]
+    assert 24 < done["data"]["samples"] <= 60
+    assert done["kl_after"] < 0.9 * done["kl_before"]
+    assert report["compressed"]["kl_to_dense"] < 0.9 * done["without"]["kl_to_dense"]

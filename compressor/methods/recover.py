@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 from compressor.errors import DataError, ModelError, UsageError
 from compressor.evaluation.loop import evaluate
-from compressor.forward import Batches, Forward, Inputs
+from compressor.forward import Batch, Batches, Forward
 from compressor.layers.lowrank import LOW_RANK_TYPES
 from compressor.layers.surgery import structural_copy
+from compressor.methods.distillation import learn
 from compressor.progress import SILENT, Progress
+from compressor.tokens import forward_for
 
 
 @dataclass(frozen=True)
@@ -81,17 +82,16 @@ def recover(
     """Return a copy of ``model`` whose factors were trained to predict as ``dense`` does.
 
     Everything else is frozen, and both models stay in eval mode: no dropout, and BatchNorm keeps
-    its statistics. The loss is T² KL(dense ‖ model) of predictions softened by the temperature T,
-    and, of samples with a class, some of the cross entropy with it (arXiv 1503.02531, section 2).
-    The factors of the least KL, plus as much of the cross entropy, on the held-out batches are
+    its statistics. `compressor.methods.distillation` has the loss. On the held-out batches the KL,
+    plus as much of the cross entropy, is taken now and then, and the factors that had the least are
     kept, among them those from before; without such batches, the last ones.
 
     Args:
         model: A factorized model; it is left as it is, and the copy shares what is not trained.
         dense: The model that it was made from.
         batches: Batches (inputs, labels), run through in their order again and again. Labels are
-            classes [B], or None; those of tokens are not looked at. Mixed batches serve best: not
-            one class after another.
+            classes [B], or None; those of tokens [B, T] tell where one is predicted. Mixed batches
+            serve best: not one class after another.
         steps: Number of steps, one batch each.
         settings: How to train.
         selection: Held-out batches, of which none is in ``batches``.
@@ -99,7 +99,8 @@ def recover(
         progress: Told of each step.
 
     Raises:
-        DataError: If there is no batch, or only some batches carry labels.
+        DataError: If there is no batch, they can be iterated only once, some carry no labels
+            though the first does, or a label is no class of the model.
         ModelError: If the loss is not finite.
         UsageError: If the number of steps is below 1, or ``model`` has no factorized layer.
     """
@@ -109,7 +110,7 @@ def recover(
     trained = _own_factors(model)
     if not trained:
         raise UsageError("The model has no factorized layer, so there is nothing to recover.")
-    forward = forward or Forward(device=trained[0].device)
+    forward = forward or forward_for(batches, trained[0].device)
     labelled = _have_classes(batches)
     weight = settings.label_weight if labelled else 0.0
     judge = _judge(dense, selection, forward, weight)
@@ -123,9 +124,15 @@ def recover(
     best, kept = before, [p.detach().clone() for p in trained]
     checks = {round(steps * (i + 1) / settings.checks) for i in range(settings.checks)}
     try:
-        lessons = islice(_lessons(dense, batches, forward), steps)
         taken = _steps(
-            model, trained, lessons, settings=settings, weight=weight, steps=steps, forward=forward
+            model,
+            dense,
+            trained,
+            islice(_again_and_again(batches), steps),
+            settings=settings,
+            weight=weight,
+            steps=steps,
+            forward=forward,
         )
         for step in progress.track(taken, description="recover", total=steps):
             if step not in checks:
@@ -152,8 +159,9 @@ def recover(
 
 def _steps(
     model: nn.Module,
+    dense: nn.Module,
     trained: Sequence[nn.Parameter],
-    lessons: Iterable[tuple[Inputs, Tensor, Tensor | None]],
+    batches: Iterable[Batch],
     *,
     settings: RecoverySettings,
     weight: float,
@@ -163,45 +171,40 @@ def _steps(
     """Take one step after another, and yield the number of those taken."""
     optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=0.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate(settings, steps))
-    for step, (inputs, target, labels) in enumerate(lessons, start=1):
-        logits = forward(model, inputs)
-        loss = _divergence(logits, target, settings.temperature)
-        if weight:
-            if labels is None:
-                raise DataError("Some batches to recover on have no labels; give all, or none.")
-            loss = loss + weight * functional.cross_entropy(logits.float(), labels.to(loss.device))
+    for step, (inputs, labels) in enumerate(batches, start=1):
+        optimizer.zero_grad()
+        loss = learn(
+            model,
+            dense,
+            inputs,
+            labels,
+            forward=forward,
+            temperature=settings.temperature,
+            label_weight=weight,
+        )
         if not torch.isfinite(loss):
             raise ModelError(
                 f"Recovery diverged: the loss is {loss.item()} at step {step} of {steps}. "
                 "Take a smaller learning rate, or leave recovery out."
             )
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(trained, settings.clip)
         optimizer.step()
         scheduler.step()
         yield step
 
 
-def _lessons(
-    dense: nn.Module, batches: Batches, forward: Forward
-) -> Iterator[tuple[Inputs, Tensor, Tensor | None]]:
-    """Yield inputs, the dense model's logits on them, and labels, round after round without end."""
+def _again_and_again(batches: Batches) -> Iterator[Batch]:
+    """Yield the batches, round after round without end."""
     while True:
-        for inputs, labels in batches:
-            with torch.no_grad():
-                target = forward(dense, inputs).float()
-            yield inputs, target, labels
-
-
-def _divergence(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """Return T² KL(softmax(target/T) ‖ softmax(logits/T)), the mean over samples."""
-    return temperature**2 * functional.kl_div(
-        (logits.float() / temperature).log_softmax(1),
-        (target / temperature).log_softmax(1),
-        reduction="batchmean",
-        log_target=True,
-    )
+        empty = True
+        for batch in batches:
+            empty = False
+            yield batch
+        if empty:
+            raise DataError(
+                "There is nothing to recover on: no batch was given, or they can be iterated only "
+                "once. Give a list of them."
+            )
 
 
 def _rate(settings: RecoverySettings, steps: int) -> Callable[[int], float]:
@@ -235,7 +238,7 @@ def _have_classes(batches: Batches) -> bool:
     """Return whether the samples of the first batch have a class each, and not one a token."""
     for _, labels in batches:
         return labels is not None and labels.ndim == 1
-    raise DataError("There is nothing to recover on: no batch was given.")
+    return False
 
 
 @dataclass(frozen=True)
