@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from compressor.checkpoint.instructions import Instructions, instructions
-from compressor.report.recovery import teachers
 from compressor.schema import Report
 from compressor.streaming.schema import StreamReport
 
@@ -173,7 +172,7 @@ def _recovery(report: Report) -> list[str]:
         return []
     return [
         f"After truncation the factors were trained for {recovery.steps} steps on "
-        f"{teachers(recovery)}. Without that: accuracy "
+        f"{recovery.teachers}. Without that: accuracy "
         f"{_percent(recovery.without.accuracy)}, KL {_number(recovery.without.kl_to_dense)}.",
         "",
     ]

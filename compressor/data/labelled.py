@@ -39,7 +39,7 @@ class Split(Protocol):
 
     @property
     def sha256(self) -> str:
-        """Hash of the samples' raw contents and labels, in the order of the data."""
+        """Hash of the samples' raw contents and labels, in the order in which they were drawn."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""From what a person wrote to three splits that a model can be run on."""
+"""From what a person wrote to splits that a model can be run on."""
 
 from __future__ import annotations
 
@@ -278,7 +278,7 @@ def _read_all(
     twice = len(seen & read["test"].digests)
     if twice:
         notes.append(
-            f"{twice} distinct test samples are also among the samples that are learnt from "
+            f"{twice} distinct test samples are also calibration, selection or recovery samples "
             f"(the data holds duplicates)."
         )
     for note in notes:

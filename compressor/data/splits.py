@@ -1,4 +1,4 @@
-"""Drawing calibration, selection and test samples: stratified, seeded, always disjoint (pure)."""
+"""Drawing the samples of each split, seeded; those that judge are in no other (pure)."""
 
 from __future__ import annotations
 
@@ -165,12 +165,12 @@ def draw_splits(
         how = "seeded" if classes[held_out] is None else "stratified, seeded"
         notes.append(f"Test is a {how} draw of {limit} of {len(rest)} samples (limit).")
         rest = stratified_sample(classes[held_out], rest, limit, rng[_TEST], every_class=False)
-    lessons = stratified_sample(classes[source], lessons, recovery, rng[_RECOVERY])
     draws = Draws(
         calibration=Draw(source, first),
         selection=second,
         test=Draw(held_out, rest),
-        recovery=Draw(source, rng[_RECOVERY].permutation(lessons), mixed=True),
+        # One order, of which smaller batches take a shorter beginning.
+        recovery=Draw(source, rng[_RECOVERY].permutation(lessons)[:recovery], mixed=True),
         notes=tuple(notes),
     )
     _refuse_empty(draws, sizes)

@@ -1,4 +1,4 @@
-"""From what a person wrote to three splits of token windows, for models that predict tokens."""
+"""From what a person wrote to splits of token windows, for models that predict tokens."""
 
 from __future__ import annotations
 
@@ -178,16 +178,15 @@ def load_windows(
         )
     }
     frequent = FrequentTokens(made["calibration"], most=FREQUENT)
-    twice = len(
-        {*made["calibration"].digests, *made["selection"].digests} & {*made["test"].digests}
-    )
+    others = {digest for name in made if name != "test" for digest in made[name].digests}
+    twice = len(others & {*made["test"].digests})
     notes += [
         *draws.notes,
         f"Samples are windows of {splits[draws.test.origin].shape[1]} tokens. Classes are the "
         f"{frequent.classes} most frequent tokens to predict, {100 * frequent.covered:.0f} % of "
         "all.",
         *(_TASK_NOTES[model.task]),
-        *([f"{twice} test windows are also calibration or selection windows."] if twice else []),
+        *([f"{twice} test windows are also among those of other splits."] if twice else []),
     ]
     for note in notes:
         progress.note(note)

@@ -9,16 +9,11 @@ from compressor.schema import QualityFigures, RecoveryFigures, Report
 def recovery_sentence(recovery: RecoveryFigures) -> str:
     """Say how long was trained, and whose factors were kept."""
     kept = f"those of step {recovery.best_step}" if recovery.best_step else "those from before"
+    best = "best by both" if recovery.labels else "nearest to it"
     return (
-        f"{recovery.steps} steps of training on {teachers(recovery)}; kept the factors best on the "
-        f"selection data, {kept}: KL {nats(recovery.kl_before)} → {nats(recovery.kl_after)}"
+        f"{recovery.steps} steps of training on {recovery.teachers}; kept the factors {best} on "
+        f"the selection data, {kept}: KL {nats(recovery.kl_before)} → {nats(recovery.kl_after)}"
     )
-
-
-def teachers(recovery: RecoveryFigures) -> str:
-    """Say what was learnt, and of how many samples."""
-    taught = "predictions and the labels" if recovery.labels else "predictions"
-    return f"the dense model's {taught} of {recovery.data.samples:,} samples"
 
 
 def recovery_rows(report: Report) -> list[tuple[str, str, str, str]]:

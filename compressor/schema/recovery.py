@@ -13,7 +13,7 @@ class RecoveryFigures(Strict):
     Args:
         steps: Steps of training taken.
         best_step: Step whose factors were kept; 0 keeps those from before.
-        data: The samples that were learnt from.
+        data: The samples that were there to learn from; None in reports of before there was this.
         labels: Whether their labels taught beside the dense model.
         kl_before: Mean KL to the dense model on the selection data before, in nats.
         kl_after: The same with the factors that were kept.
@@ -22,8 +22,15 @@ class RecoveryFigures(Strict):
 
     steps: int
     best_step: int
-    data: SplitFigures
-    labels: bool
+    data: SplitFigures | None = None
+    labels: bool = False
     kl_before: float | None
     kl_after: float | None
     without: QualityFigures
+
+    @property
+    def teachers(self) -> str:
+        """What was learnt from, in words."""
+        taught = "predictions and the labels" if self.labels else "predictions"
+        samples = "" if self.data is None else f" of {self.data.samples:,} samples"
+        return f"the dense model's {taught}{samples}"

@@ -125,19 +125,26 @@ def test_a_plan_has_no_column_for_what_was_lost():
     assert "NC1 bound" in text
 
 
+LESSONS = SplitFigures(samples=4354, sha256="00")
+
+
 @pytest.mark.parametrize(
-    ("labels", "taught"), [(True, "and the labels of 4,354"), (False, "predictions of 4,354")]
+    ("known", "taught"),
+    [
+        ({"data": LESSONS, "labels": True}, "predictions and the labels of 4,354 samples"),
+        ({"data": LESSONS, "labels": False}, "the dense model's predictions of 4,354 samples"),
+        ({}, "the dense model's predictions;"),  # a report of before these were told
+    ],
 )
-def test_recovery_stands_apart(labels, taught):
+def test_recovery_stands_apart(known, taught):
     without = QualityFigures(accuracy=0.9012, loss=0.4, kl_to_dense=0.0456, agreement=0.95)
     done = RecoveryFigures(
         steps=200,
         best_step=175,
-        data=SplitFigures(samples=4354, sha256="00"),
-        labels=labels,
         kl_before=0.05,
         kl_after=0.02,
         without=without,
+        **known,
     )
     text = " ".join(shown(view_report(report().model_copy(update={"recovery": done}))).split())
     for words in ("recovered", "without recovery", "90.12 %", "0.0456", "step 175", "0.05 → 0.02"):
