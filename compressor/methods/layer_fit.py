@@ -173,9 +173,10 @@ class LayerFit:
         """
         gram.diagonal().add_(max(self._ridge * float(gram.diagonal().mean()), 1e-300))
         factor, failed = torch.linalg.cholesky_ex(gram)
-        if int(failed):  # rounding left a gram that is not positive definite
-            solved: Tensor = torch.linalg.solve(gram, right, left=False)
-            return solved
+        if int(failed):  # rounding left a gram that is not positive definite, or singular
+            finite = bool(torch.isfinite(gram).all())  # no eigenvalues are found else
+            inverse: Tensor = torch.linalg.pinv(gram, hermitian=True) if finite else gram
+            return right @ inverse
         return torch.cholesky_solve(right.T, factor).T
 
     def _filters(self, inner: Tensor, gram: Tensor, right: Tensor) -> Tensor:

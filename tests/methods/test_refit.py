@@ -387,6 +387,15 @@ def test_what_is_not_finite_names_the_layer(models):
         refit(dense, broken, layers, doubles(1))
 
 
+def test_inputs_that_do_not_vary_change_nothing(models):
+    """Centred moments of a constant are rounding errors, which need not even be positive."""
+    dense, small, layers = models
+    fit = LayerFit("a", layers["a"], dense.a, structural_copy(small).a, ridge=RIDGE)
+    ones = torch.ones(24, 24, dtype=torch.float64)
+    found = fit._ridged(-1e-24 * ones, 1e-40 * torch.ones(3, 24, dtype=torch.float64))
+    assert float(found.abs().max()) < 1e-12
+
+
 def test_only_as_many_samples_are_fitted_to_as_were_asked_for(models):
     dense, small, layers = models
     given = doubles(6)
