@@ -75,7 +75,7 @@ def test_labels_that_weigh_nothing_are_not_looked_at(small):
 
 
 def test_the_factors_best_by_predictions_and_labels_are_kept(small):
-    """Wrong labels on the held-out batches only: every step away from them is a loss."""
+    """Labels that the dense model contradicts: what nears them is kept though the KL rises."""
     shifted = [(x, (y + 1) % 4) for x, y in batches()]
     settings = replace(FAST, label_weight=20.0)
     _, done = recover(small, trained(), shifted, 40, settings=settings, selection=shifted)

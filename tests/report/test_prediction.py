@@ -4,7 +4,7 @@ import pytest
 
 from compressor.report.html import report_page
 from compressor.report.prediction import shown_frontier
-from compressor.schema import FrontierPoint, RecoveryFigures, SplitFigures
+from compressor.schema import FrontierPoint, RecoveryFigures
 
 from .results import report
 from .test_html import FRONTIER, Page
@@ -50,8 +50,6 @@ def test_what_was_measured_is_the_truncation_without_training():
     trained = RecoveryFigures(
         steps=10,
         best_step=10,
-        data=SplitFigures(samples=10, sha256="00"),
-        labels=True,
         kl_before=0.5,
         kl_after=0.1,
         without=report().compressed.model_copy(update={"kl_to_dense": 0.312}),
