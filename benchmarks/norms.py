@@ -2,8 +2,9 @@
 
 python -m benchmarks.norms --path resnet-checkpoint=… --path resnet-data=… [--budget layers=50%]
 
-Ranks are those of the method's own plan, and only the correction is switched; the default comes once
-without and once with a refit. KL is from the dense model on the test split, in nats, medians over seeds.
+Ranks are those of the method's own plan, and only the correction is switched; the default comes
+once without and once with a refit. KL is from the dense model on the test split, in nats, medians
+over seeds.
 """
 
 from __future__ import annotations
