@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from compressor.heap import give_back_freed
 from compressor.layers.candidates import Candidates, ConvForm
 from compressor.methods.attribution import attributed_divergence
 from compressor.methods.factorize import Decompositions, factorized
-from compressor.methods.judging import Begun, Bounded, begun, judged_within
+from compressor.methods.judging import SHARES, Begun, Bounded, begun, judged_within
 from compressor.methods.metrics import Needs, output_metric
 from compressor.methods.norms import NormInputs, corrected_norms, has_batch_norms, norm_inputs
 from compressor.methods.recipe import Recipe
@@ -47,6 +48,20 @@ class Judgement(BaseModel):
     accuracy: float | None
     recipe: Recipe
     lower_bound: bool = False
+
+
+class _Trial(NamedTuple):
+    """What is known of a model that is being judged.
+
+    Args:
+        recipe: What it was factorized by, with nothing open.
+        seen: How it fares on the samples that it was run on.
+        model: It, where it takes long to make.
+    """
+
+    recipe: Recipe
+    seen: Begun
+    model: nn.Module | None
 
 
 @dataclass(frozen=True)
@@ -82,7 +97,7 @@ class Measurement:
     conv_form: ConvForm | None = None
     blockwise: bool = False
     _kept: dict[str, nn.Module] = field(default_factory=dict, repr=False, compare=False)
-    _begun: dict[str, tuple[Recipe, Begun]] = field(default_factory=dict, repr=False, compare=False)
+    _begun: dict[str, _Trial] = field(default_factory=dict, repr=False, compare=False)
     _again: Callable[[int], Measurement] | None = field(
         default=None, init=False, repr=False, compare=False
     )
@@ -231,30 +246,38 @@ class Measurement:
         chosen = corrected if better else plain
         return chosen, recipe.model_copy(update={"norm_correction": better})
 
-    def least_divergence(self, ranks: dict[str, int], recipe: Recipe) -> float:
+    def least_divergence(
+        self, ranks: dict[str, int], recipe: Recipe, *, share: float = SHARES[0]
+    ) -> float:
         """Return the least that the KL can be, as far as the samples tell that can tell most.
 
-        What the samples have told is kept until `judged` is asked for the same, and the model while
-        it is the most promising one. Of tokens the least is 0.
+        What they have told is kept until `judged` is asked for the same. Of tokens the least is 0.
+
+        Args:
+            ranks: Rank by layer name.
+            recipe: How to truncate.
+            share: Share of the samples that are asked, one of `judging.SHARES`.
 
         Raises:
             ValueError: If there is no selection data.
         """
         if isinstance(self.forward, TokenForward):
             return 0.0  # their logits are not kept
+        key = self._key(ranks, recipe)
 
         def make() -> dict[str, object]:
-            model, settled = self.factorized(ranks, recipe)
             selection, dense = self.selection, self.dense_selection
             if selection is None or dense is None:
                 raise ValueError("there is no selection data to judge on")
-            first = begun(model, selection, dense, forward=self.forward)
-            if all(first.least < other.least for _, other in self._begun.values()):
-                self.keep(ranks, settled, model)
-            self._begun[self._key(ranks, recipe)] = (settled, first)
-            return {"kl": first.least}
+            settled, seen, model = self._begun.get(key, (recipe, None, None))
+            if model is None:
+                model, settled = self.factorized(ranks, settled)
+            seen = begun(model, selection, dense, forward=self.forward, share=share, first=seen)
+            slow = has_batch_norms(self.model)  # corrected on all calibration data
+            self._begun[key] = _Trial(settled, seen, model if slow else None)
+            return {"kl": seen.least}
 
-        found = self._recalled("least divergence", ranks, recipe, make)
+        found = self._recalled("least divergence", ranks, recipe, make, beside={"share": share})
         return TypeAdapter(dict[str, float]).validate_python(found)["kl"]
 
     def judged(
@@ -302,10 +325,11 @@ class Measurement:
         Where a part of the data shows that its KL reaches the limit, that is all that is known.
         """
         limit = math.inf if limit is None else limit
-        recipe, first = self._begun.pop(self._key(ranks, recipe), (recipe, None))
+        settled, first, model = self._begun.pop(self._key(ranks, recipe), (recipe, None, None))
         if first is not None and first.least >= limit:
-            return None, recipe, Bounded(first.least, None)
-        model, settled = self.factorized(ranks, recipe)
+            return None, settled, Bounded(first.least, None)
+        if model is None:
+            model, settled = self.factorized(ranks, settled)
         dense = self.dense_selection
         if self.selection is None or dense is None or isinstance(self.forward, TokenForward):
             return model, settled, Bounded.of(self.judge(model))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 from compressor.methods.constraints import Constraints
+from compressor.methods.judging import SHARES
 from compressor.methods.measurement import Measurement
 from compressor.methods.method import Decision
 from compressor.methods.recipe import Recipe
@@ -37,10 +39,24 @@ class Trials:
         self._begun.append((least, Decision(ranks, recipe)))
 
     def settle(self) -> None:
-        """Judge all that were taken up, the most promising first: most others have lost then."""
+        """Judge all that were taken up: always the most promising one on some more samples.
+
+        Most others have lost by the time that one has been seen on all.
+        """
         start, order = len(self._tried), [label(decision.recipe) for _, decision in self._begun]
-        for _, decision in sorted(self._begun, key=lambda one: one[0]):
-            self.judge(decision.ranks, decision.recipe)
+        waiting = [(least, 0, place) for place, (least, _) in enumerate(self._begun)]
+        heapify(waiting)
+        while waiting:
+            least, step, place = heappop(waiting)
+            decision = self._begun[place][1]
+            ranks, recipe = decision.ranks, decision.recipe
+            limit = self._limit(recipe)
+            if step + 1 < len(SHARES) and (limit is None or least < limit):
+                share = SHARES[step + 1]
+                least = self._measurement.least_divergence(ranks, recipe, share=share)
+                heappush(waiting, (least, step + 1, place))
+            else:
+                self.judge(ranks, recipe)
         self._begun.clear()
         self._tried[start:] = sorted(self._tried[start:], key=lambda one: order.index(one[0].label))
 
@@ -69,12 +85,8 @@ class Trials:
         What cannot be the best of its kind is not judged on all of the data: the best of the guided
         and of the unguided ones are told with their KL, for they are compared.
         """
-        rivals = [
-            choice.kl
-            for choice, _ in self._tried
-            if made_from is not None or choice.guided == recipe.guided
-        ]
-        found, model = self._measurement.judged(ranks, recipe, limit=min(rivals, default=None))
+        limit = self._limit(recipe, all_kinds=made_from is not None)
+        found, model = self._measurement.judged(ranks, recipe, limit=limit)
         choice = Choice(
             label=label(found.recipe),
             kl=found.kl,
@@ -87,6 +99,11 @@ class Trials:
         if model is not None and all(choice.kl < other.kl for other, _ in self._tried):
             self._measurement.keep(ranks, found.recipe, model)
         self._tried.append((choice, Decision(ranks, found.recipe)))
+
+    def _limit(self, recipe: Recipe, *, all_kinds: bool = False) -> float | None:
+        """Return the KL that the best of a recipe's kind has so far; None before any."""
+        rivals = (c.kl for c, _ in self._tried if all_kinds or c.guided == recipe.guided)
+        return min(rivals, default=None)
 
     def best(self) -> Decision:
         """Return the best so far."""

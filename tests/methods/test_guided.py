@@ -6,14 +6,17 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
 
+from compressor.methods import measurement as measurement_module
 from compressor.methods.constraints import weights_within
 from compressor.methods.guided import FORWARD_GRID, METRIC_GRID, WEIGHT_GRID, Guided, metric_grid
+from compressor.methods.judging import SHARES
 from compressor.methods.measurement import Measurement
 from compressor.methods.recipe import Recipe
 from compressor.methods.sharing import allocate, label
 from compressor.progress import SILENT
-from compressor.stages import measure
+from compressor.stages import measure, plan
 from tests import language
 from tests.methods.measured import measured
 
@@ -128,26 +131,45 @@ def test_what_is_not_judged_to_the_end_would_not_have_been_chosen(monkeypatch):
         assert not next(c for c in decision.selection if c.label == best).lower_bound
 
 
-def test_the_most_promising_is_judged_first_and_all_are_told_in_order(monkeypatch):
+def test_always_the_most_promising_is_judged_on_more_and_all_are_told_in_order(monkeypatch):
     found = dataclasses.replace(measured(), _kept={}, _begun={})
-    given = []
+    bounds, order = {}, []
     least = Measurement.least_divergence
     judged = Measurement.judged
-    bounds = {}
 
-    def noted(self, ranks, recipe):
-        bounds[label(recipe)] = least(self, ranks, recipe)
-        return bounds[label(recipe)]
+    def noted(self, ranks, recipe, *, share=SHARES[0]):
+        name = label(recipe)
+        if share > SHARES[0]:  # of all that are not judged yet
+            assert bounds[name] == min(bounds.values())
+        else:
+            order.append(name)
+        bounds[name] = least(self, ranks, recipe, share=share)
+        return bounds[name]
 
     def told(self, ranks, recipe, *, limit=None):
-        given.append(label(recipe))
+        bounds.pop(label(recipe), None)
         return judged(self, ranks, recipe, limit=limit)
 
     monkeypatch.setattr(Measurement, "least_divergence", noted)
     monkeypatch.setattr(Measurement, "judged", told)
     decision = Guided().decide(found, half(), multiple=1, progress=SILENT)
-    metrics, rest = given[: len(METRIC_GRID)], given[len(METRIC_GRID) : -1]
-    for group in (metrics, rest):
-        assert group == sorted(group, key=bounds.__getitem__)
-    assert [choice.label for choice in decision.selection][:-1] == list(bounds)
+    assert [choice.label for choice in decision.selection][:-1] == order
+    assert not bounds
     assert not found._begun
+
+
+def test_what_takes_long_to_make_is_made_once(monkeypatch):
+    dense = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3))
+    model = nn.Sequential(dense, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)).eval()
+    torch.manual_seed(0)
+    data = [(torch.randn(16, 3, 8, 8), torch.arange(16) % 4) for _ in range(4)]
+    found = measure(model, data, selection=data[2:])
+    made = []
+    correct = measurement_module.corrected_norms
+    monkeypatch.setattr(
+        measurement_module,
+        "corrected_norms",
+        lambda *args, **kwargs: made.append(1) or correct(*args, **kwargs),
+    )
+    decision = plan(found, "layers=60%").selection
+    assert len(made) == sum(choice.made_from is None for choice in decision)

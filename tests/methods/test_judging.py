@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
 from compressor.evaluation.loop import evaluate
 from compressor.forward import Forward
-from compressor.methods.judging import FIRST, Part, begun, judged_within, unsure
+from compressor.methods.judging import SHARES, Part, begun, judged_within, unsure
 from compressor.methods.recipe import Recipe
 from tests.methods.measured import measured
 
@@ -32,21 +34,24 @@ def test_below_the_limit_everything_is_judged(small):
     torch.testing.assert_close(found.whole.logits, whole.logits)
 
 
-def test_what_has_lost_on_a_part_is_not_judged_on_the_rest(small):
+@pytest.mark.parametrize("shares", list(pairwise((0.0, *SHARES[:-1]))))
+def test_what_has_lost_on_a_part_is_not_judged_on_the_rest(small, shares):
     measurement = measured()
     dense, whole = measurement.dense_selection.logits, measurement.judge(small)
     p, q = (logits.double().log_softmax(1) for logits in (dense, whole.logits))
     kl = (p.exp() * (p - q)).sum(1)
-    least = float(kl[unsure(dense, FIRST)].sum() / len(kl))
+    before, least = (
+        float(kl[unsure(dense, share)].sum() / len(kl)) if share else 0.0 for share in shares
+    )
+    assert before < least
     calls = []
     handle = small.register_forward_hook(lambda module, args, out: calls.append(len(out)))
-    lost = bounded(small, 0.999 * least)
+    lost = bounded(small, (before + least) / 2)
     handle.remove()
     assert lost.whole is None
     assert lost.kl == pytest.approx(least, rel=1e-5)
     assert lost.kl < whole.kl_to_dense
-    assert sum(calls) == round(FIRST * len(dense))
-    assert bounded(small, 1.001 * least).whole is not None
+    assert sum(calls) == round(shares[1] * len(dense))
 
 
 def test_one_sample_is_judged_whole(small):
@@ -69,7 +74,7 @@ def test_what_was_begun_is_not_run_again(small):
     handle = small.register_forward_hook(lambda module, args, out: calls.append(len(out)))
     whole = judged_within(small, selection, dense, 1.0, forward=Forward(), first=first)
     handle.remove()
-    assert sum(calls) == len(dense.logits) - int(first.hard.sum())
+    assert sum(calls) == len(dense.logits) - int(first.seen.sum())
     assert whole.kl == pytest.approx(found.judge(small).kl_to_dense, rel=1e-5)
 
 
