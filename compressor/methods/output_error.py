@@ -31,7 +31,7 @@ from compressor.methods.measurement import Measurement
 from compressor.methods.recipe import Recipe
 from compressor.tokens import TokenForward
 
-SAMPLES = 64
+SAMPLES = 32
 ROWS = 1024
 """Calibration samples that are looked at, or rows of a layer: whole batches until there are as
 many of either."""
