@@ -35,6 +35,15 @@ class _Call:
     gradients: Tensor | None = None
     seen: Tensor | None = None
 
+    def taken(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return rows, gradients and seen, and hold none of them any more.
+
+        The hooks that know the call live as long as the graph, to the end of the batch.
+        """
+        found = self.rows, self.gradients, self.seen
+        self.rows = self.gradients = self.seen = None
+        return found
+
 
 class GradientWatch:
     """What of a pass's backward half feeds the Fisher or the loss's gradients.
@@ -62,7 +71,7 @@ class GradientWatch:
         self._samples = 0
         self._mask: Tensor | None = None
         self._followed: Counter[str] = Counter()
-        self._copied: tuple[Tensor, int, Tensor] | None = None
+        self._copied: tuple[Tensor, int, Tensor | None, Tensor] | None = None
         self._met: dict[str, list[_Call]] = {}
         self._tapped: dict[str, Tensor] = {}
 
@@ -137,7 +146,9 @@ class GradientWatch:
                 "Measure without gradients: --no-gradients, or measure(..., gradients=False).",
             )
         samples = self._samples
-        held: Tensor | None = self._copy(inputs)
+        # Rows that are the input itself are centred at once, for a copy is made anyway.
+        plain = isinstance(module, nn.Linear) and kind.reached(module) is None
+        held: Tensor | None = self._copy(inputs, kind, module, moments.centre if plain else None)
         # The hook must not hold the output that it hangs on: such a circle is never freed.
         made: Tensor | None = None
         if isinstance(moments, FisherMoments) and moments.takes_outputs and not kind.lookup:
@@ -152,13 +163,14 @@ class GradientWatch:
         def gradient_hook(gradient: Tensor) -> None:
             nonlocal held, made
             assert held is not None
+            self._copied = None
             note(gradient)
             if looked_up is not None:
                 self._look_up(call, kind, module, indices=held, gradient=gradient, output=looked_up)
             else:
-                rows = kind.all_rows(module, held, samples)
+                rows = held if plain else kind.all_rows(module, held, samples)
                 keep = real_rows(rows, kind.reached(module), self._mask)
-                near = centred(rows, moments.centre, keep)
+                near = rows if plain else centred(rows, moments.centre, keep)
                 call.rows = near
                 call.gradients = kind.all_output_rows(module, gradient, samples).to(near)
                 # What the model has written into its output in place is not W z any more.
@@ -202,19 +214,35 @@ class GradientWatch:
         tapped.register_hook(hook)
         return True
 
-    def _copy(self, inputs: Tensor) -> Tensor:
+    def _copy(
+        self, inputs: Tensor, kind: LayerKind, module: nn.Module, centre: Tensor | None
+    ) -> Tensor:
         """Return a copy, so that what the model later writes into its input does no harm.
 
         Layers that are called on one tensor, one after the other, share it.
+
+        Args:
+            inputs: What a layer is called on.
+            kind: The layer's kind.
+            module: The layer.
+            centre: What its rows are centred by in the copy [B, P, n], zero where they are not to
+                be kept; None copies the input as it is.
         """
         if self._copied is not None:
-            last, version, copy = self._copied
+            last, version, about, copy = self._copied
             same = last.data_ptr() == inputs.data_ptr() and last.dtype == inputs.dtype
             alike = last.shape == inputs.shape and last.stride() == inputs.stride()
-            if same and alike and version == inputs._version:
+            near = about is centre is None or (
+                about is not None and centre is not None and torch.equal(about, centre)
+            )
+            if same and alike and near and version == inputs._version:
                 return copy
-        copy = inputs.clone()
-        self._copied = (inputs, inputs._version, copy)
+        if centre is None:
+            copy = inputs.clone()
+        else:
+            rows = kind.all_rows(module, inputs, self._samples)
+            copy = centred(rows, centre, real_rows(rows, None, self._mask))
+        self._copied = (inputs, inputs._version, centre, copy)
         return copy
 
     def _noting(
@@ -247,7 +275,7 @@ class GradientWatch:
         """
         moments = self.fisher.get(name) or self.loss[name]
         calls = self._met.pop(name)
-        found = [(call.rows, call.gradients, call.seen) for call in calls]
+        found = [call.taken() for call in calls]
         parts = [
             torch.cat(known, 1) if len(known) > 1 else known[0]
             for part in zip(*found, strict=True)

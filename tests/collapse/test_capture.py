@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from compressor.collapse import gradient_watch
 from compressor.collapse.capture import TEMPERATURE, batch_seed, capture, random_signs_
 from compressor.collapse.fisher import FisherMoments
 from compressor.errors import DataError, LayerError
@@ -193,6 +194,43 @@ def test_activations_of_a_batch_are_freed(asked):
     gc.collect()
     assert len(seen) > 2
     assert not any(output() is not None for output in seen)
+
+
+def test_rows_are_freed_while_the_backward_pass_goes_on(monkeypatch):
+    layers = {"a": linear(), "b": linear(24, 16), "c": linear(16, 24), "d": linear(24, 16)}
+    layers["e"] = linear(16, 24)
+    model = model_of(lambda m, x: m.e(m.d(m.c(m.b(m.a(x))).relu())), **layers)
+    update, batches = FisherMoments.update, batches_of()
+    earlier, held = [], []
+
+    def noted(self, inputs, *rest, **options):
+        held.append(sum(rows() is not None for rows in earlier))
+        earlier.append(weakref.ref(inputs))
+        update(self, inputs, *rest, **options)
+
+    monkeypatch.setattr(FisherMoments, "update", noted)
+    run(model, batches, gradients=True)
+    assert held == [0] * len(layers) * len(batches)
+
+
+def test_layers_on_one_input_share_rows_only_where_they_are_centred_alike(monkeypatch):
+    layers = {"a": linear(), "b": linear(), "c": linear(bias=False)}
+    batches = [(x + 3, labels) for x, labels in batches_of()]
+    model = model_of(lambda m, x: m.a(x) * m.b(x) * m.c(x), **layers)
+    copies, copy = [], gradient_watch.centred
+    monkeypatch.setattr(
+        gradient_watch,
+        "centred",
+        lambda rows, centre, keep: copies.append(bool(centre.any())) or copy(rows, centre, keep),
+    )
+    shared = run(model, batches, gradients=True).layers
+    of_outputs = [True, True, False]  # W z where m ≤ n
+    assert sorted(copies) == sorted([True, False, *of_outputs] * len(batches))
+    model.body = lambda m, x: m.a(x.clone()) * m.b(x.clone()) * m.c(x.clone())
+    apart = run(model, batches, gradients=True).layers
+    for name in layers:
+        torch.testing.assert_close(shared[name].fisher.near, apart[name].fisher.near)
+        torch.testing.assert_close(shared[name].fisher.pulled, apart[name].fisher.pulled)
 
 
 def test_input_written_in_place_between_two_layers_does_no_harm():
