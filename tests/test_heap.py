@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from compressor.heap import give_back_freed, trim
+from compressor.heap import give_back_freed, holding_freed, trim
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="resident pages are read from /proc"
@@ -43,3 +43,34 @@ def test_of_cycles_too():
     del kept, kept_by
     give_back_freed()
     assert before - resident() > 50_000_000
+
+
+def freed_at_the_top():
+    """Return the bytes that stay resident when 400 MB at the top of the heap are freed."""
+    give_back_freed()
+    before = resident()
+    pieces = [bytearray(10_000_000) for _ in range(40)]
+    assert resident() - before > 350_000_000
+    pieces.clear()
+    return resident() - before
+
+
+def fail_with_memory_freed():
+    with holding_freed():
+        assert freed_at_the_top() > 350_000_000
+        raise ValueError("no")
+
+
+def test_freed_memory_is_held_inside_the_block_alone():
+    with holding_freed():
+        assert freed_at_the_top() > 350_000_000
+        held = resident()
+    assert held - resident() > 300_000_000
+    assert freed_at_the_top() < 200_000_000
+
+
+def test_it_is_given_back_after_an_error_too():
+    before = resident()
+    with pytest.raises(ValueError, match="no"):
+        fail_with_memory_freed()
+    assert resident() - before < 200_000_000

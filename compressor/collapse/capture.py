@@ -24,6 +24,7 @@ from compressor.collapse.watch import LayerStatistics, Watch
 from compressor.distributed import Group
 from compressor.errors import DataError
 from compressor.forward import Batch, Batches, Forward, batch_length
+from compressor.heap import holding_freed
 from compressor.layers.candidates import Candidates
 from compressor.layers.kinds import LAYER_KINDS
 from compressor.progress import SILENT, Progress
@@ -131,7 +132,7 @@ def capture(
     labels_seen: list[Tensor] = []
     energies: list[RowEnergies] = []
     row_samples = row_samples if gradients else 0
-    with frozen(model), watch.attached():
+    with frozen(model), watch.attached(), holding_freed():
         steps = progress.track(batches, description="measure", total=total)
         for index, (inputs, labels) in enumerate(steps):
             known = _checked_labels(labels, classes)
