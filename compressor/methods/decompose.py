@@ -129,7 +129,7 @@ def decompose_on_smaller_side(weight: Tensor, near: Tensor | None, pulled: Tenso
     root = _root(_finite(near.double(), "metric", (side, side)))
     energies, vectors = _descending_eigh(root @ pulled @ root.T)
     up = torch.linalg.solve_triangular(root, vectors, upper=True)
-    return _row_major(energies, up, vectors.T @ (root @ weight))
+    return _row_major(energies, up, (vectors.T @ root) @ weight)
 
 
 def _root(metric: Tensor) -> Tensor:
