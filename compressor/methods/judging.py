@@ -100,6 +100,11 @@ class Begun:
     seen: Tensor
     logits: Tensor
 
+    @property
+    def whole(self) -> bool:
+        """Whether that are all samples."""
+        return bool(self.seen.all())
+
 
 def begun(
     model: nn.Module,
@@ -125,7 +130,7 @@ def begun(
     nothing = Begun(0.0, torch.zeros(len(logits), dtype=torch.bool), torch.zeros_like(logits))
     found = first or nothing
     for step in SHARES:
-        if step <= share:
+        if step <= share and not found.whole:
             found = _further(found, step, model, batches, logits, forward=forward)
     return found
 
@@ -153,6 +158,8 @@ def judged_within(
     assert isinstance(logits, Tensor)
     found = first or begun(model, batches, dense, forward=forward)
     for share in SHARES[1:]:
+        if found.whole:
+            break
         if found.least >= limit:
             return Bounded(found.least, None)
         found = begun(model, batches, dense, forward=forward, share=share, first=found)

@@ -25,7 +25,15 @@ from compressor.methods.attribution import attributed_divergence
 from compressor.methods.factorize import Decompositions, factorized
 from compressor.methods.judging import SHARES, Begun, Bounded, begun, judged_within
 from compressor.methods.metrics import Needs, output_metric
-from compressor.methods.norms import NormInputs, corrected_norms, has_batch_norms, norm_inputs
+from compressor.methods.norms import (
+    NormInputs,
+    NormStatistics,
+    corrected_norms,
+    has_batch_norms,
+    norm_inputs,
+    norm_statistics,
+    with_norm_statistics,
+)
 from compressor.methods.recipe import Recipe
 from compressor.methods.refit import BLOCKWISE_ACTIVATIONS, can_refit, refitted
 from compressor.progress import SILENT, Progress
@@ -56,12 +64,12 @@ class _Trial(NamedTuple):
     Args:
         recipe: What it was factorized by, with nothing open.
         seen: How it fares on the samples that it was run on.
-        model: It, where it takes long to make.
+        norms: Its BatchNorm statistics where they were corrected, which takes long.
     """
 
     recipe: Recipe
     seen: Begun
-    model: nn.Module | None
+    norms: NormStatistics | None
 
 
 @dataclass(frozen=True)
@@ -263,25 +271,53 @@ class Measurement:
         """
         if isinstance(self.forward, TokenForward):
             return 0.0  # their logits are not kept
-        key = self._key(ranks, recipe)
 
         def make() -> dict[str, object]:
-            selection, dense = self.selection, self.dense_selection
-            if selection is None or dense is None:
-                raise ValueError("there is no selection data to judge on")
-            settled, seen, model = self._begun.get(key, (recipe, None, None))
-            if model is None:
-                model, settled = self.factorized(ranks, settled)
-            seen = begun(model, selection, dense, forward=self.forward, share=share, first=seen)
-            slow = has_batch_norms(self.model)  # corrected on all calibration data
-            self._begun[key] = _Trial(settled, seen, model if slow else None)
-            return {"kl": seen.least}
+            return {"kl": self._seen(ranks, recipe, share).seen.least}
 
         found = self._recalled("least divergence", ranks, recipe, make, beside={"share": share})
-        return TypeAdapter(dict[str, float]).validate_python(found)["kl"]
+        least = TypeAdapter(dict[str, float]).validate_python(found)["kl"]
+        return float(self.forward.group.told(least))  # all processes go on alike
+
+    def _seen(self, ranks: dict[str, int], recipe: Recipe, share: float) -> _Trial:
+        """Return what a share of the samples tells, and keep it."""
+        selection, dense = self.selection, self.dense_selection
+        if selection is None or dense is None:
+            raise ValueError("there is no selection data to judge on")
+        key = self._key(ranks, recipe)
+        model, settled, known = self._made(ranks, recipe)
+        seen = begun(
+            model,
+            selection,
+            dense,
+            forward=self.forward,
+            share=share,
+            first=None if known is None else known.seen,
+        )
+        norms = norm_statistics(model) if settled.norm_correction else None
+        self._begun[key] = _Trial(settled, seen, norms)
+        return self._begun[key]
+
+    def _made(
+        self, ranks: dict[str, int], recipe: Recipe
+    ) -> tuple[nn.Module, Recipe, _Trial | None]:
+        """Return a factorized model, its recipe with nothing open, and what is known of it."""
+        known = self._begun.get(self._key(ranks, recipe))
+        if known is None:
+            return *self.factorized(ranks, recipe), None
+        plain = known.recipe.model_copy(update={"norm_correction": False})
+        model = self.factorized(ranks, plain)[0]
+        if known.norms is not None:
+            model = with_norm_statistics(model, known.norms)
+        return model, known.recipe, known
 
     def judged(
-        self, ranks: dict[str, int], recipe: Recipe, *, limit: float | None = None
+        self,
+        ranks: dict[str, int],
+        recipe: Recipe,
+        *,
+        limit: float | None = None,
+        share: float | None = None,
     ) -> tuple[Judgement, nn.Module | None]:
         """Factorize as ranks and recipe say and judge the result, or recall how it was judged.
 
@@ -290,6 +326,7 @@ class Measurement:
             recipe: How to truncate.
             limit: A KL at which it has lost: where a part of the data shows that it does not come
                 below, its judgement is a lower bound. None judges on everything.
+            share: Share of the samples that `least_divergence` was asked for last, if it was.
 
         Returns:
             The judgement, and the model where it had to be made.
@@ -299,10 +336,10 @@ class Measurement:
         """
         made: list[nn.Module] = []
         if isinstance(self.forward, TokenForward):
-            limit = None  # their logits are not kept
+            limit = share = None  # their logits are not kept
 
         def make() -> dict[str, object]:
-            model, settled, found = self._tried(ranks, recipe, limit)
+            model, settled, found = self._tried(ranks, recipe, limit, share)
             if model is not None:
                 made.append(model)
             return {
@@ -314,27 +351,36 @@ class Measurement:
 
         beside = {} if limit is None else {"limit": limit}
         found = self._recalled("judgement", ranks, recipe, make, beside=beside)
-        judgement = Judgement.model_validate(found)
+        judgement = Judgement.model_validate(self.forward.group.told(found))
         return judgement, made[0] if made else None
 
     def _tried(
-        self, ranks: dict[str, int], recipe: Recipe, limit: float | None
+        self, ranks: dict[str, int], recipe: Recipe, limit: float | None, share: float | None
     ) -> tuple[nn.Module | None, Recipe, Bounded]:
         """Return a factorized model, its recipe with nothing open, and how it fares.
 
         Where a part of the data shows that its KL reaches the limit, that is all that is known.
         """
         limit = math.inf if limit is None else limit
-        settled, first, model = self._begun.pop(self._key(ranks, recipe), (recipe, None, None))
-        if first is not None and first.least >= limit:
-            return None, settled, Bounded(first.least, None)
-        if model is None:
-            model, settled = self.factorized(ranks, settled)
+        key = self._key(ranks, recipe)
+        if share is not None and key not in self._begun:  # what it has told was recalled
+            self._seen(ranks, recipe, share)
+        known = self._begun.get(key)
+        if known is not None and known.seen.least >= limit and not known.seen.whole:
+            del self._begun[key]
+            return None, known.recipe, Bounded(known.seen.least, None)
+        model, settled, _ = self._made(ranks, recipe)
+        self._begun.pop(key, None)
         dense = self.dense_selection
         if self.selection is None or dense is None or isinstance(self.forward, TokenForward):
             return model, settled, Bounded.of(self.judge(model))
         found = judged_within(
-            model, self.selection, dense, limit, forward=self.forward, first=first
+            model,
+            self.selection,
+            dense,
+            limit,
+            forward=self.forward,
+            first=None if known is None else known.seen,
         )
         return model, settled, found
 

@@ -131,6 +131,23 @@ def corrected_norms(
     return corrected
 
 
+NormStatistics = dict[str, Moments]
+"""Running mean [c] and variance [c] of each BatchNorm layer."""
+
+
+def norm_statistics(model: nn.Module) -> NormStatistics:
+    """Return the statistics of all BatchNorm layers; they are the model's own tensors."""
+    return {name: _statistics(module) for name, module in norms_of(model).items()}
+
+
+def with_norm_statistics(model: nn.Module, statistics: NormStatistics) -> nn.Module:
+    """Return a copy of a model with these BatchNorm statistics; tensors are shared with it."""
+    copy = structural_copy(model)
+    for name, module in norms_of(copy).items():
+        module.running_mean, module.running_var = statistics[name]
+    return copy
+
+
 class NormCorrection:
     """The correction of one BatchNorm layer, as batches come.
 

@@ -36,6 +36,9 @@ ROWS = 1024
 """Calibration samples that are looked at, or rows of a layer: whole batches until there are as
 many of either."""
 
+MOST = 64
+"""Samples that are looked at where some layer has not been reached before."""
+
 LARGEST_GAP = 30.0
 """How many times the error predicted by the statistics the error on a few samples may be. These
 are few and not drawn at random: between classes the error of a layer varies."""
@@ -143,7 +146,9 @@ def output_errors(
                 batch[:] = [inputs]
                 measurement.forward(measurement.model, inputs)
                 seen += batch_length(inputs)
-                if seen >= samples or max(error.rows for error in found.values()) >= ROWS:
+                rows = [error.rows for error in found.values()]
+                enough = seen >= samples or max(rows) >= ROWS
+                if enough and (all(rows) or seen >= MOST):
                     break
     finally:
         for handle in handles:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from compressor.cache import Cache
 from compressor.methods import measurement as measurement_module
 from compressor.methods.constraints import weights_within
 from compressor.methods.guided import FORWARD_GRID, METRIC_GRID, WEIGHT_GRID, Guided, metric_grid
@@ -113,7 +114,7 @@ def test_what_is_not_judged_to_the_end_would_not_have_been_chosen(monkeypatch):
     decision = Guided().decide(found, half(), multiple=1, progress=SILENT)
     judged = Measurement.judged
     monkeypatch.setattr(
-        Measurement, "judged", lambda self, ranks, recipe, limit: judged(self, ranks, recipe)
+        Measurement, "judged", lambda self, ranks, recipe, **_: judged(self, ranks, recipe)
     )
     whole = Guided().decide(found, half(), multiple=1, progress=SILENT)
     assert decision.ranks == whole.ranks
@@ -146,9 +147,9 @@ def test_always_the_most_promising_is_judged_on_more_and_all_are_told_in_order(m
         bounds[name] = least(self, ranks, recipe, share=share)
         return bounds[name]
 
-    def told(self, ranks, recipe, *, limit=None):
+    def told(self, ranks, recipe, **options):
         bounds.pop(label(recipe), None)
-        return judged(self, ranks, recipe, limit=limit)
+        return judged(self, ranks, recipe, **options)
 
     monkeypatch.setattr(Measurement, "least_divergence", noted)
     monkeypatch.setattr(Measurement, "judged", told)
@@ -173,3 +174,46 @@ def test_what_takes_long_to_make_is_made_once(monkeypatch):
     )
     decision = plan(found, "layers=60%").selection
     assert len(made) == sum(choice.made_from is None for choice in decision)
+
+
+class StoppedError(Exception):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_selection_that_was_stopped_anywhere_comes_to_the_same(gradients, tmp_path, monkeypatch):
+    plain = measured(gradients=gradients)
+    expected = Guided().decide(plain, half(), multiple=1, progress=SILENT)
+    names = ("least_divergence", "judged")
+    real = {name: getattr(Measurement, name) for name in names}
+    calls = 0
+
+    def stopping(name, last):
+        def call(self, *args, **options):
+            nonlocal calls
+            if calls == last:
+                raise StoppedError
+            calls += 1
+            return real[name](self, *args, **options)
+
+        return call
+
+    number = 0
+    while True:
+        cache = Cache(tmp_path / f"{gradients}-{number}", {})
+        calls = 0
+        for name in names:
+            monkeypatch.setattr(Measurement, name, stopping(name, number))
+        fresh = dataclasses.replace(plain, cache=cache, _kept={}, _begun={})
+        try:
+            Guided().decide(fresh, half(), multiple=1, progress=SILENT)
+        except StoppedError:
+            number += 1
+        else:
+            break
+        for name in names:
+            monkeypatch.setattr(Measurement, name, real[name])
+        again = dataclasses.replace(plain, cache=cache, _kept={}, _begun={})
+        decision = Guided().decide(again, half(), multiple=1, progress=SILENT)
+        assert decision == expected, f"stopped before call {number}"
+    assert number > len(FORWARD_GRID)

@@ -8,7 +8,13 @@ from torch import nn
 
 from compressor.forward import Forward
 from compressor.layers.surgery import structural_copy
-from compressor.methods.norms import corrected_norms, has_batch_norms, norm_inputs
+from compressor.methods.norms import (
+    corrected_norms,
+    has_batch_norms,
+    norm_inputs,
+    norm_statistics,
+    with_norm_statistics,
+)
 
 
 class Cnn(nn.Module):
@@ -152,3 +158,16 @@ def test_only_norms_with_statistics_count():
     assert has_batch_norms(Cnn())
     assert not has_batch_norms(nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False)))
     assert not has_batch_norms(nn.LayerNorm(3))
+
+
+def test_statistics_that_were_corrected_can_be_put_into_the_model_again(models):
+    dense, compressed = models
+    x = batches_of(1)[0][0]
+    corrected = corrected_norms(
+        compressed, norm_inputs(dense, batches_of(2), forward=Forward()), forward=Forward()
+    )
+    before = compressed(x)
+    again = with_norm_statistics(compressed, norm_statistics(corrected))
+    assert torch.equal(again(x), corrected(x))
+    assert not torch.equal(again(x), before)
+    assert torch.equal(compressed(x), before)
