@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -45,6 +45,28 @@ class _Call:
         return found
 
 
+@dataclass
+class _Copied:
+    """The tensor that layers were called on last, and the copies that were made of it.
+
+    Args:
+        inputs: The tensor.
+        version: How often it had been written into.
+        copies: What each copy's rows are centred by, and the copy.
+    """
+
+    inputs: Tensor
+    version: int
+    copies: list[tuple[Tensor | None, Tensor]] = field(default_factory=list)
+
+    def holds(self, inputs: Tensor) -> bool:
+        """Return whether a layer is called on the same, and nothing was written into it since."""
+        last = self.inputs
+        same = last.data_ptr() == inputs.data_ptr() and last.dtype == inputs.dtype
+        alike = last.shape == inputs.shape and last.stride() == inputs.stride()
+        return same and alike and self.version == inputs._version
+
+
 class GradientWatch:
     """What of a pass's backward half feeds the Fisher or the loss's gradients.
 
@@ -71,7 +93,7 @@ class GradientWatch:
         self._samples = 0
         self._mask: Tensor | None = None
         self._followed: Counter[str] = Counter()
-        self._copied: tuple[Tensor, int, Tensor | None, Tensor] | None = None
+        self._copied: _Copied | None = None
         self._met: dict[str, list[_Call]] = {}
         self._tapped: dict[str, Tensor] = {}
 
@@ -228,21 +250,19 @@ class GradientWatch:
             centre: What its rows are centred by in the copy [B, P, n], zero where they are not to
                 be kept; None copies the input as it is.
         """
-        if self._copied is not None:
-            last, version, about, copy = self._copied
-            same = last.data_ptr() == inputs.data_ptr() and last.dtype == inputs.dtype
-            alike = last.shape == inputs.shape and last.stride() == inputs.stride()
-            near = about is centre is None or (
+        if self._copied is None or not self._copied.holds(inputs):
+            self._copied = _Copied(inputs, inputs._version)
+        for about, copy in self._copied.copies:
+            if about is centre or (
                 about is not None and centre is not None and torch.equal(about, centre)
-            )
-            if same and alike and near and version == inputs._version:
+            ):
                 return copy
         if centre is None:
             copy = inputs.clone()
         else:
             rows = kind.all_rows(module, inputs, self._samples)
             copy = centred(rows, centre, real_rows(rows, None, self._mask))
-        self._copied = (inputs, inputs._version, centre, copy)
+        self._copied.copies.append((centre, copy))
         return copy
 
     def _noting(
