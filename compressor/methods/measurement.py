@@ -312,12 +312,7 @@ class Measurement:
         return model, known.recipe, known
 
     def judged(
-        self,
-        ranks: dict[str, int],
-        recipe: Recipe,
-        *,
-        limit: float | None = None,
-        share: float | None = None,
+        self, ranks: dict[str, int], recipe: Recipe, *, limit: float | None = None
     ) -> tuple[Judgement, nn.Module | None]:
         """Factorize as ranks and recipe say and judge the result, or recall how it was judged.
 
@@ -326,7 +321,6 @@ class Measurement:
             recipe: How to truncate.
             limit: A KL at which it has lost: where a part of the data shows that it does not come
                 below, its judgement is a lower bound. None judges on everything.
-            share: Share of the samples that `least_divergence` was asked for last, if it was.
 
         Returns:
             The judgement, and the model where it had to be made.
@@ -336,10 +330,10 @@ class Measurement:
         """
         made: list[nn.Module] = []
         if isinstance(self.forward, TokenForward):
-            limit = share = None  # their logits are not kept
+            limit = None  # their logits are not kept
 
         def make() -> dict[str, object]:
-            model, settled, found = self._tried(ranks, recipe, limit, share)
+            model, settled, found = self._tried(ranks, recipe, limit)
             if model is not None:
                 made.append(model)
             return {
@@ -355,7 +349,7 @@ class Measurement:
         return judgement, made[0] if made else None
 
     def _tried(
-        self, ranks: dict[str, int], recipe: Recipe, limit: float | None, share: float | None
+        self, ranks: dict[str, int], recipe: Recipe, limit: float | None
     ) -> tuple[nn.Module | None, Recipe, Bounded]:
         """Return a factorized model, its recipe with nothing open, and how it fares.
 
@@ -363,8 +357,6 @@ class Measurement:
         """
         limit = math.inf if limit is None else limit
         key = self._key(ranks, recipe)
-        if share is not None and key not in self._begun:  # what it has told was recalled
-            self._seen(ranks, recipe, share)
         known = self._begun.get(key)
         if known is not None and known.seen.least >= limit and not known.seen.whole:
             del self._begun[key]

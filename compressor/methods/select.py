@@ -56,7 +56,7 @@ class Trials:
                 least = self._measurement.least_divergence(ranks, recipe, share=share)
                 heappush(waiting, (least, step + 1, place))
             else:
-                self.judge(ranks, recipe, share=SHARES[step])
+                self.judge(ranks, recipe)
         self._begun.clear()
         self._tried[start:] = sorted(self._tried[start:], key=lambda one: order.index(one[0].label))
 
@@ -79,22 +79,14 @@ class Trials:
         refitted = best.recipe.model_copy(update={"refit": RIDGE})
         self.judge(best.ranks, refitted, made_from=label(best.recipe))
 
-    def judge(
-        self,
-        ranks: dict[str, int],
-        recipe: Recipe,
-        *,
-        made_from: str | None = None,
-        share: float | None = None,
-    ) -> None:
+    def judge(self, ranks: dict[str, int], recipe: Recipe, *, made_from: str | None = None) -> None:
         """Factorize and judge a candidate, and tell which other one it was made from.
 
-        Of a share of the samples it is known already how it fares. What cannot be the best of its
-        kind is not judged on all of the data: the best of the guided and of the unguided ones are
-        told with their KL, for they are compared.
+        What cannot be the best of its kind is not judged on all of the data: the best of the guided
+        and of the unguided ones are told with their KL, for they are compared.
         """
         limit = self._limit(recipe, all_kinds=made_from is not None)
-        found, model = self._measurement.judged(ranks, recipe, limit=limit, share=share)
+        found, model = self._measurement.judged(ranks, recipe, limit=limit)
         choice = Choice(
             label=label(found.recipe),
             kl=found.kl,

@@ -57,10 +57,10 @@ class StreamedMeasurement(Measurement):
         return self.model, recipe.model_copy(update={"norm_correction": False})
 
     def _tried(
-        self, ranks: dict[str, int], recipe: Recipe, limit: float | None, share: float | None
+        self, ranks: dict[str, int], recipe: Recipe, limit: float | None
     ) -> tuple[nn.Module | None, Recipe, Bounded]:
         """Run the model that ranks and recipe give, one block at a time; it is never there."""
-        del limit, share
+        del limit
         if self.judge_on_disk is None:
             raise ValueError("there is no selection data to judge on")
         _, settled = self.factorized(ranks, recipe)

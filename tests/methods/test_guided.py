@@ -180,10 +180,14 @@ class StoppedError(Exception):
     """Stands for a kill."""
 
 
+@pytest.mark.parametrize("kept", [0.2, 0.5, 0.7, 0.9])
 @pytest.mark.parametrize("gradients", [False, True])
-def test_a_selection_that_was_stopped_anywhere_comes_to_the_same(gradients, tmp_path, monkeypatch):
+def test_a_selection_that_was_stopped_anywhere_comes_to_the_same(
+    gradients, kept, tmp_path, monkeypatch
+):
     plain = measured(gradients=gradients)
-    expected = Guided().decide(plain, half(), multiple=1, progress=SILENT)
+    budget = weights_within(measured().candidates.layers, int(2 * kept * WEIGHTS))
+    expected = Guided().decide(plain, budget, multiple=1, progress=SILENT)
     names = ("least_divergence", "judged")
     real = {name: getattr(Measurement, name) for name in names}
     calls = 0
@@ -206,7 +210,7 @@ def test_a_selection_that_was_stopped_anywhere_comes_to_the_same(gradients, tmp_
             monkeypatch.setattr(Measurement, name, stopping(name, number))
         fresh = dataclasses.replace(plain, cache=cache, _kept={}, _begun={})
         try:
-            Guided().decide(fresh, half(), multiple=1, progress=SILENT)
+            Guided().decide(fresh, budget, multiple=1, progress=SILENT)
         except StoppedError:
             number += 1
         else:
@@ -214,6 +218,6 @@ def test_a_selection_that_was_stopped_anywhere_comes_to_the_same(gradients, tmp_
         for name in names:
             monkeypatch.setattr(Measurement, name, real[name])
         again = dataclasses.replace(plain, cache=cache, _kept={}, _begun={})
-        decision = Guided().decide(again, half(), multiple=1, progress=SILENT)
+        decision = Guided().decide(again, budget, multiple=1, progress=SILENT)
         assert decision == expected, f"stopped before call {number}"
     assert number > len(FORWARD_GRID)
