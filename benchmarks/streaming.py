@@ -150,18 +150,26 @@ def limited(words: list[str], cap: int) -> tuple[int, int, float, str]:
     return process.returncode, peak, time.perf_counter() - start, text
 
 
-def killed(words: list[str], seconds: float, kills: int, cap: int) -> int:
-    """Kill a run at random moments until ``kills`` are done; return how many met it alive.
+def killed(
+    words: list[str], out: Path, seconds: float, kills: int, cap: int
+) -> list[dict[str, str]]:
+    """Kill a run at random moments, each time after it was taken up again; return what it wrote.
 
     Args:
-        words: Words of the command line.
+        words: Words of the command line, but for the place to write.
+        out: The place; a run that is done before its time has come is begun anew there.
         seconds: What an undisturbed run takes.
         kills: How often to kill it.
         cap: As of `limited`.
+
+    Returns:
+        Digests of each run that came to its end.
     """
     rng = random.Random(0)
+    words = [*words, "--out", str(out), "--resume"]
+    found: list[dict[str, str]] = []
     met = 0
-    for _ in range(kills):
+    while met < kills:
         process = subprocess.Popen(
             [sys.executable, "-m", "compressor", *words, "--quiet"],
             stdout=subprocess.DEVNULL,
@@ -175,9 +183,10 @@ def killed(words: list[str], seconds: float, kills: int, cap: int) -> int:
             process.wait()
             met += 1
         else:
-            break  # it was done before its time had come
+            found.append(digests(out))
+            shutil.rmtree(out, ignore_errors=True)
     limited(words, cap)
-    return met
+    return [*found, digests(out)]
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -252,10 +261,15 @@ def main() -> None:
             print(json.dumps(row), flush=True)
             took = seconds if name == "streamed" and code == 0 else 0.0
             if given.kills and took:
-                resumed = [*streamed, "--out", str(folder / "killed"), "--resume"]
-                met = killed(resumed, took, given.kills, cap)
-                same = digests(folder / "killed") == digests(folder / "streamed")
-                print(json.dumps({"run": "killed", "kills": met, "same": same}), flush=True)
+                ended = killed(streamed, folder / "killed", took, given.kills, cap)
+                wanted = digests(folder / "streamed")
+                told: dict[str, object] = {
+                    "run": "killed",
+                    "kills": given.kills,
+                    "ended": len(ended),
+                }
+                told["same"] = sum(found == wanted for found in ended)
+                print(json.dumps(told), flush=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
