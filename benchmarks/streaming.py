@@ -263,12 +263,8 @@ def main() -> None:
             if given.kills and took:
                 ended = killed(streamed, folder / "killed", took, given.kills, cap)
                 wanted = digests(folder / "streamed")
-                told: dict[str, object] = {
-                    "run": "killed",
-                    "kills": given.kills,
-                    "ended": len(ended),
-                }
-                told["same"] = sum(found == wanted for found in ended)
+                same = sum(found == wanted for found in ended)
+                told = {"run": "killed", "kills": given.kills, "ended": len(ended), "same": same}
                 print(json.dumps(told), flush=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

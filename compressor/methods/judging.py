@@ -127,8 +127,9 @@ def begun(
     """
     logits = dense.logits
     assert isinstance(logits, Tensor)
-    nothing = Begun(0.0, torch.zeros(len(logits), dtype=torch.bool), torch.zeros_like(logits))
-    found = first or nothing
+    found = first or Begun(
+        0.0, torch.zeros(len(logits), dtype=torch.bool), torch.zeros_like(logits)
+    )
     for step in SHARES:
         if step <= share and not found.whole:
             found = _further(found, step, model, batches, logits, forward=forward)

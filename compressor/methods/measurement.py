@@ -285,7 +285,8 @@ class Measurement:
         if selection is None or dense is None:
             raise ValueError("there is no selection data to judge on")
         key = self._key(ranks, recipe)
-        model, settled, known = self._made(ranks, recipe)
+        known = self._begun.get(key)
+        model, settled = self._made(ranks, recipe, known)
         seen = begun(
             model,
             selection,
@@ -299,17 +300,16 @@ class Measurement:
         return self._begun[key]
 
     def _made(
-        self, ranks: dict[str, int], recipe: Recipe
-    ) -> tuple[nn.Module, Recipe, _Trial | None]:
-        """Return a factorized model, its recipe with nothing open, and what is known of it."""
-        known = self._begun.get(self._key(ranks, recipe))
+        self, ranks: dict[str, int], recipe: Recipe, known: _Trial | None
+    ) -> tuple[nn.Module, Recipe]:
+        """Return `factorized`, without choosing and correcting again what is known."""
         if known is None:
-            return *self.factorized(ranks, recipe), None
+            return self.factorized(ranks, recipe)
         plain = known.recipe.model_copy(update={"norm_correction": False})
         model = self.factorized(ranks, plain)[0]
         if known.norms is not None:
             model = with_norm_statistics(model, known.norms)
-        return model, known.recipe, known
+        return model, known.recipe
 
     def judged(
         self, ranks: dict[str, int], recipe: Recipe, *, limit: float | None = None
@@ -356,13 +356,10 @@ class Measurement:
         Where a part of the data shows that its KL reaches the limit, that is all that is known.
         """
         limit = math.inf if limit is None else limit
-        key = self._key(ranks, recipe)
-        known = self._begun.get(key)
+        known = self._begun.pop(self._key(ranks, recipe), None)
         if known is not None and known.seen.least >= limit and not known.seen.whole:
-            del self._begun[key]
             return None, known.recipe, Bounded(known.seen.least, None)
-        model, settled, _ = self._made(ranks, recipe)
-        self._begun.pop(key, None)
+        model, settled = self._made(ranks, recipe, known)
         dense = self.dense_selection
         if self.selection is None or dense is None or isinstance(self.forward, TokenForward):
             return model, settled, Bounded.of(self.judge(model))
