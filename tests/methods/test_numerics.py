@@ -224,6 +224,14 @@ def test_a_layer_that_no_calibration_sample_reaches_is_refused(method):
         squeezed(Sometimes(nn.Linear(32, 32)), data(), method=method)
 
 
+def test_a_layer_that_later_samples_reach_is_looked_at_there():
+    first, *rest = data()
+    small = [part for inputs, labels in rest for part in batches(inputs, labels, 8)]
+    found, made_of, recipe = made(Sometimes(nn.Linear(32, 32)), "svd", [first, *small])
+    errors = output_errors(found, made_of, recipe)
+    assert (errors["first"].rows, errors["layer"].rows) == (40, 8)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_layer_that_is_called_several_times(method):
     model = Parts(nn.Linear(32, 32), times=3)
@@ -294,8 +302,12 @@ def test_a_layer_that_computes_more_than_its_weight_stays_dense(dress):
 # The comparison of actual and predicted error itself.
 
 
-def made(model: nn.Module, method: str = "nc1") -> tuple[Measurement, nn.Module, Recipe]:
-    found = compressor.measure(model, data(), method=method)
+def made(
+    model: nn.Module,
+    method: str = "nc1",
+    calibration: list[tuple[Tensor, Tensor]] | None = None,
+) -> tuple[Measurement, nn.Module, Recipe]:
+    found = compressor.measure(model, calibration or data(), method=method)
     plan = compressor.plan(found, "layers=60%", method=method)
     return found, compressor.factorize(model, plan), plan.recipe
 
